@@ -1,11 +1,11 @@
 """Every way the job can fail, as one tree; the exit code belongs to the class.
 
 RegraftError                1    a bug, unless a subclass says otherwise
-├── ConfigError             2    bad usage or configuration: an option, a handle, a URI, a permission
+├── ConfigError             2    bad usage or configuration: option, handle, URI, permission
 ├── DataError               3    the images or their labels cannot be trained on
 ├── GateRejected            4    the model was trained and is not good enough
 ├── PublishError            5    a conflict with another publisher, or a broken export
-├── UnavailableError        138  storage or another dependency is out; the same command may work later
+├── UnavailableError        138  storage or another dependency is out; the next try may work
 └── Stopped                 143  SIGTERM; progress is saved, the same command goes on from there
 
 1-127 is permanent and 128-255 retryable, as the Kubeflow operators read exit codes.

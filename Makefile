@@ -1,0 +1,70 @@
+# `make demo` and `make test` set up all they need, in .venv, and may be run again at any time.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint lock clean
+
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# No stamp stands while an install is at work: one that was killed is done again from nothing.
+RUN_READY := .venv/.run-ready
+DEV_READY := .venv/.dev-ready
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --require-hashes --requirement
+
+help: ## Show this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(RUN_READY) ## Train on samples/clipart, publish to models/clipart, ask the new model about three images
+	$(BIN)/python -m job run --log-format text --data samples/clipart --models models --name clipart
+	$(BIN)/python -m job predict --model "models/clipart/$$(ls models/clipart | grep -xE '[0-9]+' | sort -n | tail -1)" \
+	  samples/clipart/fruit/strawberry.jpg samples/clipart/fruit/lemon.jpg samples/clipart/fruit/pear.jpg
+
+test: $(DEV_READY) ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: $(DEV_READY) ## Run every linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck entrypoint.sh .ci/run
+	$(BIN)/yamllint --strict .yamllint k8s
+	$(BIN)/hadolint Dockerfile
+
+lock: build/uv/.ready ## Pin requirements*.in with every hash (UV_FLAGS=--upgrade for new versions)
+	for name in requirements requirements-dev; do \
+	  build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	    --custom-compile-command "make lock" $(UV_FLAGS) $$name.in -o $$name.txt; \
+	done
+
+clean: ## Remove all that these commands made
+	rm -rf .venv build models/clipart .mypy_cache .ruff_cache .hypothesis
+
+$(RUN_READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "Found $$($(PYTHON) --version 2>&1); Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ..." >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  package=$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	    echo "$(PYTHON) lacks the venv module: install it first (on Debian: apt-get install $$package)" >&2; \
+	    exit 1; \
+	  fi; \
+	  apt-get update -q && apt-get install -qy --no-install-recommends "$$package"; }
+	@echo "Installing requirements.txt in .venv: a minute or two, once"
+	@$(PYTHON) -m venv --clear .venv
+	@$(PIP_INSTALL) requirements.txt
+	@touch $@
+
+$(DEV_READY): requirements-dev.txt $(RUN_READY)
+	@rm -f $(RUN_READY)
+	@$(PIP_INSTALL) requirements-dev.txt
+	@touch $(RUN_READY) $@
+
+build/uv/.ready: Makefile
+	$(PYTHON) -m venv --clear build/uv
+	build/uv/bin/python -m pip install --quiet uv==$(UV_VERSION)
+	touch $@

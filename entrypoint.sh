@@ -1,0 +1,22 @@
+#!/bin/sh
+# docker run IMAGE run --data ...   python -m job run --data ...
+# docker run IMAGE                  `run` where REGRAFT_DATA is set, the help where it is not
+# docker run IMAGE sh               any other program of the image, as it is
+set -eu
+
+if [ $# -eq 0 ]; then
+    if [ -n "${REGRAFT_DATA:-}" ]; then set -- run; else set -- --help; fi
+fi
+
+case $1 in
+    -*) ;;
+    *)
+        # Only a path counts: `command -v` also knows the shell's own words.
+        case $(command -v "$1" || true) in
+            /*) exec "$@" ;;
+        esac
+        ;;
+esac
+
+# exec: SIGTERM must reach Python, and its exit code must reach whoever started the container.
+exec python -m job "$@"

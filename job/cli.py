@@ -1,0 +1,243 @@
+"""The command line: options from the configuration, logging, results and exit codes.
+
+TensorFlow is imported only inside a command, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from job.config import RunConfig
+from job.errors import ConfigError, DataError, RegraftError, Stopped
+from job.options import check_environment, common_options, config_options, option
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from job.progress import Progress
+    from job.result import Result
+
+TERMINATION_LOG = Path("/dev/termination-log")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name=None, version="0.1.0", prog_name="regraft")
+def cli() -> None:
+    """Retrain an image classifier on a pretrained backbone and publish it to TensorFlow Serving.
+
+    Every option is also an environment variable (--data is REGRAFT_DATA) and a key of the YAML file
+    given by --config. Exit codes: 0 done, 1 a bug, 2 bad usage, 3 bad data, 4 rejected by the gate,
+    5 publish conflict, 130 interrupted, 138 a dependency is out (try again), 143 stopped by SIGTERM
+    (try again).
+    """
+
+
+@cli.command()
+@common_options
+@config_options
+def run(log_format: str, **options: Any) -> None:
+    """Train on the images in --data and publish a version to --models under --name."""
+    execute(log_format, options, dry=False)
+
+
+@cli.command()
+@common_options
+@config_options
+def plan(log_format: str, **options: Any) -> None:
+    """Check all that `run` would check before training, and train nothing."""
+    execute(log_format, options, dry=True)
+
+
+def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
+    """Run the pipeline, or only its plan, and leave the result however it ends."""
+    from job.result import Result
+
+    style, progress, console = set_up(log_format)
+    result = Result()
+    try:
+        config = RunConfig(**options)
+        from job import pipeline, summary
+
+        if dry:
+            pipeline.make_plan(config, progress, result)
+            result.status = "planned"
+        else:
+            report = pipeline.run(config, progress, result)
+    except BaseException as error:
+        result.fail(error)
+        raise
+    finally:
+        emit(result, options["result_file"])
+    if style == "text" and not dry:
+        console.print(summary.run_summary(config, result, report))
+
+
+@cli.command()
+@common_options
+@option("model", required=True, help="A version, or a model's folder (its newest version).")
+@option("top", type=click.IntRange(min=1), default=3, show_default=True, help="Labels an image.")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+def predict(log_format: str, model: str, top: int, images: tuple[Path, ...]) -> None:
+    """Ask a published model what is on IMAGES; one JSON object a line when not on a terminal."""
+    style, _, _ = set_up(log_format)
+    from job import predict as prediction
+    from job import summary
+
+    loaded = prediction.load_model(model)
+    answers = list(prediction.predict(loaded, list(images)))
+    if style == "text":
+        print_table(summary.prediction_table(answers, min(top, len(loaded.labels))))
+    for answer in answers if style == "json" else []:
+        best = dict(zip(answer.labels[:top], answer.scores, strict=False))
+        said = {"error": answer.error} if answer.error else {"label": answer.labels[0]}
+        click.echo(json.dumps({"image": answer.image, **said, "scores": best}))
+    if unread := [answer for answer in answers if answer.error]:
+        raise DataError(
+            f"{len(unread)} of {len(answers)} images could not be read, the first being "
+            f"{unread[0].image!r}: {unread[0].error}",
+            hint="give files that are JPEG, PNG, GIF, BMP or WebP images",
+        )
+
+
+@cli.command()
+@common_options
+@option("model", required=True, help="A version, or a model's folder (its newest version).")
+@option("data", required=True, help="Labelled images, one folder per label.")
+@option(
+    "split",
+    type=click.Choice(["test", "validation", "train", "all"]),
+    default="test",
+    show_default=True,
+    help="Images of this side of the model's own split; `all` for data it was not trained on.",
+)
+@option("fetch_threads", type=click.IntRange(1, 512), default=32, help="Images fetched at once.")
+def evaluate(log_format: str, model: str, data: str, split: str, fetch_threads: int) -> None:
+    """Score a published model on the images in --data."""
+    style, progress, _ = set_up(log_format)
+    from job import predict as prediction
+    from job import summary
+    from job.storage import open_store
+
+    loaded = prediction.load_model(model)
+    with progress.phase("evaluate") as advance:
+        store = open_store(data, connections=fetch_threads)
+        done = prediction.evaluate_model(
+            loaded, store, split=split, threads=fetch_threads, advance=advance
+        )
+    if style == "text":
+        print_table(summary.report_table(loaded.uri, done.report))
+    skipped = [f"{item.name}: {item.reason}" for item in done.skipped]
+    figures = {"model": loaded.uri, **done.report.as_json(split), "skipped": skipped}
+    click.echo(json.dumps(figures))
+
+
+@cli.group()
+def backbone() -> None:
+    """Build the backbones that come with Regraft."""
+
+
+@backbone.command("build")
+@common_options
+@click.argument("handle")
+@click.argument("folder", type=click.Path(path_type=Path))
+def build_backbone(log_format: str, handle: str, folder: Path) -> None:
+    """Write HANDLE (builtin:efficientnet-lite0) to FOLDER as a TensorFlow Hub module."""
+    set_up(log_format)
+    from job.backbone import build_builtin
+
+    build_builtin(handle, folder)
+
+
+def set_up(log_format: str) -> tuple[str, Progress, Console]:
+    """Give the style of the output, where progress goes, and the console on stderr."""
+    from rich.console import Console
+
+    from job.progress import BarProgress, LogProgress, set_up_logging
+
+    terminal = sys.stderr.isatty()
+    # Without a terminal there is no width to fold to, and 80 columns would cut a path in two.
+    console = Console(stderr=True, width=None if terminal else 160)
+    style = ("text" if terminal else "json") if log_format == "auto" else log_format
+    set_up_logging(style)
+    check_environment([*cli.commands.values(), *backbone.commands.values()])
+    return style, BarProgress(console) if terminal and style == "text" else LogProgress(), console
+
+
+def emit(result: Result, target: Path | None) -> None:
+    """Write the result to its file and as the last line of stdout."""
+    line = result.to_json()
+    click.echo(line)
+    if target is None and os.access(TERMINATION_LOG, os.W_OK):
+        target = TERMINATION_LOG
+    if target is not None:
+        try:
+            target.write_text(line + "\n", "utf-8")
+        except OSError as error:
+            click.echo(f"the result could not be written to {target}: {error.strerror}", err=True)
+
+
+def explain(error: BaseException) -> int:
+    """Log what ended a command, with what to do about it, and give the exit code."""
+    from job.progress import LOGGER
+
+    fields_of: dict[str, Any] = {}
+    code = 1
+    if isinstance(error, RegraftError):
+        code = error.exit_code
+        fields_of = {"hint": error.hint} if error.hint else {}
+    fields_of["exit_code"] = code
+    LOGGER.error(
+        "%s", error or type(error).__name__, extra={"fields": fields_of},
+        exc_info=error if code == 1 else None,
+    )  # fmt: skip
+    return code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and give its exit code; the only place where an error becomes one."""
+    # TensorFlow's own notes would break up the JSON lines; its errors arrive as exceptions.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        # Without standalone mode click hands over --help's and --version's exit code.
+        code = cli.main(arguments, prog_name="python -m job", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        return _refuse(error)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return 130
+    except Exception as error:
+        return explain(error)
+
+
+def _refuse(error: click.ClickException) -> int:
+    """Explain a usage error; a run that it kept from starting leaves a result all the same."""
+    context = getattr(error, "ctx", None)
+    if context is not None and context.command.name in ("run", "plan"):
+        from job.result import Result
+
+        result = Result()
+        result.fail(ConfigError(error.format_message(), hint="see `python -m job run --help`"))
+        emit(result, None)
+    error.show()
+    return ConfigError.exit_code
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Stopped("stopped by SIGTERM", hint="run the same command again")
+
+
+def print_table(table: RenderableType) -> None:
+    """Print a table to stdout, at the terminal's width or wide enough not to cut a path."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,142 @@
+"""Images to embeddings, in one stream: fetch, decode and forward pass overlap."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from job.backbone import Backbone
+from job.dataset import Example, Index
+from job.graphs import freeze
+from job.images import UnreadableImage, loader
+from job.storage import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An example that could not be read, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """The embeddings of the readable examples of an index.
+
+    `features` is float32 `[n,d]` and `digests` the SHA-256 of each file, hexadecimal; row i of both
+    belongs to `index.examples[i]`.
+    """
+
+    index: Index
+    features: np.ndarray
+    digests: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One fetched file: its pixels, float32 `[h,w,3]` in [0,1], or why there are none."""
+
+    example: Example
+    digest: str
+    pixels: np.ndarray | None
+    reason: str = ""
+
+
+def embed(
+    store: Store,
+    index: Index,
+    backbone: Backbone,
+    *,
+    batch_size: int,
+    threads: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Embeddings:
+    """Embed every example of `index`; `advance` is told how many more are done.
+
+    An image that does not decode is left out and reported in `skipped`. The embedding of an image
+    does not depend on which others are read with it: each forward pass has the same static shape.
+
+    Raises what the store raises; FileNotFoundError becomes a skipped image.
+    """
+    forward = Forward(backbone, batch_size)
+    features = np.empty((len(index.examples), backbone.feature_dim), np.float32)
+    digests: list[str] = []
+    skipped: list[Skipped] = []
+    batch: list[np.ndarray] = []
+
+    def flush() -> None:
+        features[len(digests) - len(batch) : len(digests)] = forward(batch)
+        batch.clear()
+
+    for loaded in load_all(store, index.examples, backbone.image_size, batch_size, threads):
+        if loaded.pixels is None:
+            skipped.append(Skipped(loaded.example.name, loaded.reason))
+        else:
+            batch.append(loaded.pixels)
+            digests.append(loaded.digest)
+        if len(batch) == batch_size:
+            flush()
+        advance(1)
+    if batch:
+        flush()
+    readable = index.without(item.name for item in skipped)
+    return Embeddings(readable, features[: len(digests)], tuple(digests), tuple(skipped))
+
+
+class Forward:
+    """The backbone's frozen graph at one static batch shape."""
+
+    def __init__(self, backbone: Backbone, batch_size: int) -> None:
+        self._batch = np.zeros((batch_size, *backbone.image_size, 3), np.float32)
+        spec = tf.TensorSpec(self._batch.shape, tf.float32)
+        self._function = freeze(tf.function(backbone.embed).get_concrete_function(spec))
+
+    def __call__(self, images: list[np.ndarray]) -> np.ndarray:
+        """Give float32 `[n,d]` for n images, float32 `[h,w,3]`; n is at most the batch size."""
+        np.stack(images, out=self._batch[: len(images)])
+        (output,) = self._function(tf.constant(self._batch))
+        embedded: np.ndarray = output.numpy()[: len(images)]
+        return embedded
+
+
+def load_all(
+    store: Store,
+    examples: tuple[Example, ...],
+    image_size: tuple[int, int],
+    batch_size: int,
+    threads: int,
+) -> Iterator[Loaded]:
+    """Fetch and decode in `threads`, in order, at most a batch and a round of threads ahead."""
+    decode = loader(image_size)
+    ahead = batch_size + threads
+    pending: deque[Future[Loaded]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="load") as pool:
+        try:
+            for example in examples:
+                pending.append(pool.submit(_load, store, example, decode))
+                if len(pending) == ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _load(store: Store, example: Example, decode: Callable[[bytes], np.ndarray]) -> Loaded:
+    try:
+        contents = store.read(example.name, example.entry)
+    except FileNotFoundError:
+        return Loaded(example, "", None, "removed or replaced since it was listed")
+    digest = hashlib.sha256(contents).hexdigest()
+    try:
+        return Loaded(example, digest, decode(contents))
+    except UnreadableImage as error:
+        return Loaded(example, digest, None, str(error))

@@ -1,0 +1,116 @@
+"""A trained classifier as files: one bundle that TensorFlow Serving and TF1 clients can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from job.backbone import Backbone
+from job.graphs import freeze, named_graph
+from job.head import Head
+from job.images import preprocess_batch
+
+FROZEN_INPUT = "image"
+FROZEN_OUTPUT = "final_result"
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """All that an export is made of; `labels[i]` names class index i."""
+
+    backbone: Backbone
+    head: Head
+    labels: tuple[str, ...]
+
+
+class ServedModel(tf.Module):  # type: ignore[misc]
+    """Backbone and head as one module, with the two serving signatures.
+
+    `serving_default`: `image` float32 `[n,h,w,3]` in [0,1] gives `prediction` float32
+    `[n,classes]`, softmax, in the order of `labels.txt`.
+    `serve_bytes`: `image_bytes` string `[n]` (JPEG, PNG, GIF, BMP, WebP) gives the same
+    `prediction`, and `classes` string `[n,classes]` with `scores` float32, the best first.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__(name="regraft")
+        self._backbone = classifier.backbone
+        # Tracked under this name, so that the backbone's variables and tables are saved.
+        self.backbone = classifier.backbone.module
+        self.kernel = tf.Variable(classifier.head.kernel, trainable=False, name="kernel")
+        self.bias = tf.Variable(classifier.head.bias, trainable=False, name="bias")
+        self.labels = tf.constant(classifier.labels, tf.string)
+
+        @tf.function(input_signature=[self.image_spec()])  # type: ignore[untyped-decorator]
+        def serve_image(image: Any) -> dict[str, Any]:
+            return {"prediction": self.predict(image)}
+
+        @tf.function(  # type: ignore[untyped-decorator]
+            input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")]
+        )
+        def serve_bytes(image_bytes: Any) -> dict[str, Any]:
+            image = preprocess_batch(image_bytes, self._backbone.image_size)
+            prediction = self.predict(image)
+            scores, order = tf.math.top_k(prediction, k=len(classifier.labels))
+            return {
+                "classes": tf.gather(self.labels, order),
+                "scores": scores,
+                "prediction": prediction,
+            }
+
+        self.serve_image = serve_image
+        self.serve_bytes = serve_bytes
+
+    def image_spec(self) -> Any:
+        """Give the spec of the `image` input."""
+        return tf.TensorSpec([None, *self._backbone.image_size, 3], tf.float32, name="image")
+
+    def predict(self, image: Any) -> Any:
+        """Give softmax scores float32 `[n,classes]` for images float32 `[n,h,w,3]` in [0,1]."""
+        return tf.nn.softmax(self._backbone.embed(image) @ self.kernel + self.bias)
+
+
+def write_saved_model(model: ServedModel, labels: tuple[str, ...], folder: Path) -> None:
+    """Write the SavedModel with both signatures."""
+    signatures = {"serving_default": model.serve_image, "serve_bytes": model.serve_bytes}
+    tf.saved_model.save(model, str(folder), signatures=signatures)
+
+
+def write_frozen_graph(model: ServedModel, labels: tuple[str, ...], folder: Path) -> None:
+    """Write `frozen_graph.pb`: input `image`, output `final_result`, no variables."""
+    function = tf.function(model.predict).get_concrete_function(model.image_spec())
+    height, width = model.image_spec().shape[1:3]
+    graph = named_graph(
+        freeze(function), (height, width), source=FROZEN_INPUT, result=FROZEN_OUTPUT
+    )
+    (folder / "frozen_graph.pb").write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def write_labels(model: ServedModel, labels: tuple[str, ...], folder: Path) -> None:
+    """Write `labels.txt`: one label a line, the line number being the class index."""
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), "utf-8")
+
+
+EXPORTERS: dict[str, Callable[[ServedModel, tuple[str, ...], Path], None]] = {
+    "saved_model": write_saved_model,
+    "frozen_graph": write_frozen_graph,
+    "labels": write_labels,
+}
+
+
+def export(
+    classifier: Classifier,
+    folder: Path,
+    *,
+    advance: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Write every format of `EXPORTERS` into `folder`, which is made."""
+    folder.mkdir(parents=True)
+    model = ServedModel(classifier)
+    for write in EXPORTERS.values():
+        write(model, classifier.labels, folder)
+        advance(1)

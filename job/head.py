@@ -1,0 +1,28 @@
+"""The trained classifier: what fit makes, evaluate scores and export writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import log_softmax
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A linear softmax layer: `kernel` float32 `[d,c]`, `bias` float32 `[c]`."""
+
+    kernel: np.ndarray
+    bias: np.ndarray
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Give float32 `[n,c]`, each row summing to 1, for embeddings float32 `[n,d]`."""
+        logits = features @ self.kernel + self.bias
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+        return scores
+
+    def log_loss(self, features: np.ndarray, classes: np.ndarray) -> float:
+        """Give the mean of -log p(true class) in nats, for class indices int `[n]`."""
+        logits = features.astype(np.float64) @ self.kernel + self.bias
+        return float(-log_softmax(logits, axis=1)[np.arange(len(classes)), classes].mean())

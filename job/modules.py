@@ -1,0 +1,300 @@
+"""A handle becomes a local folder with a whole TF Hub module, and the folder a loaded module.
+
+What is not a local folder already (an archive, `gs://`, `https://`, a built network) is kept in a
+cache: `<root>/<key>-<random>/module`, with a record of its file sizes beside it. An entry is made
+under a temporary name and appears by one rename, so processes that share a cache never see each
+other's half-made entries, and one that lost files since does not match its record and is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import io
+import json
+import os
+import shutil
+import socket
+import ssl
+import tarfile
+import tempfile
+import time
+import urllib.error
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from job.errors import ConfigError, RegraftError, UnavailableError
+from job.storage import Entry, open_store
+
+with warnings.catch_warnings():
+    # It imports pkg_resources, which warns of its own end on every start.
+    warnings.simplefilter("ignore", UserWarning)
+    import tensorflow_hub as hub
+
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+RECORD = "files.json"
+MARKER = "regraft_digest.json"
+SAVED_MODEL = "saved_model.pb"
+NETWORK_TIMEOUT = 60.0  # seconds without a byte
+PARTIAL_LIFETIME = 24 * 3600.0  # seconds; older half-made entries belong to killed processes
+
+# What damaged archives raise, by the layer that notices first.
+ARCHIVE_ERRORS = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError)
+
+
+def fetch_module(handle: str, cache_dir: Path) -> Path:
+    """Give the local folder of the module that a path or URI names, fetching it if need be.
+
+    A local folder is used where it is. An archive is known by its content and `gs://` objects by
+    their generation, so a replaced one is fetched again; an `https://` handle is taken to stay
+    what it is, as TF Hub's are.
+
+    Raises (whoever knows what the handle is for should name it):
+        ConfigError: the handle leads nowhere, or to something that is not a module.
+        UnavailableError: the network or the storage is out.
+    """
+    scheme = urlsplit(handle).scheme if "://" in handle else ""
+    if scheme in ("http", "https"):
+        folder = _fetch_http(handle, Path(os.environ.get("TFHUB_CACHE_DIR") or cache_dir / "hub"))
+    elif scheme == "gs":
+        folder = _fetch_gs(handle, cache_dir / "modules")
+    elif scheme in ("", "file"):
+        path = Path(url2pathname(urlsplit(handle).path) if scheme else handle)
+        folder = path
+        if path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
+            data = path.read_bytes()
+            key = hashlib.sha256(data).hexdigest()[:32]
+            folder = cached(cache_dir / "modules", key, lambda target: _unpack(data, target))
+    else:
+        raise ConfigError(
+            f"no way to fetch {scheme}://",
+            hint="use builtin:NAME, a folder, file://, gs://, https:// or a .tar.gz archive",
+        )
+    if not folder.exists():
+        raise ConfigError(f"{folder} does not exist", hint="check the path")
+    if not (folder / SAVED_MODEL).is_file():
+        raise ConfigError(
+            f"found no {SAVED_MODEL} in it, expected a SavedModel",
+            hint="name the folder that holds saved_model.pb; pack archives with tar -C FOLDER .",
+        )
+    return folder
+
+
+def load_module(folder: Path) -> Any:
+    """Load the module in `folder`, in TF2 SavedModel or TF1 Hub format.
+
+    Raises ConfigError when TensorFlow cannot load it.
+    """
+    try:
+        return hub.load(str(folder))
+    except Exception as error:  # A damaged file surfaces as almost any type from the loader.
+        raise ConfigError(
+            f"TensorFlow cannot load {folder}: {brief(error)}",
+            hint="the module is damaged or incomplete: fetch or write it again",
+        ) from error
+
+
+def module_digest(folder: Path) -> str:
+    """Give the sha256, in hex, of a module's relative paths and contents.
+
+    `fingerprint.pb` differs between two writes of one module and does not count. A module with a
+    marker (see `mark_digest`) that is unchanged since has the digest that the marker gives.
+    """
+    files = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in _sizes(folder)
+        if name not in ("fingerprint.pb", MARKER)
+    }
+    content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        marker = json.loads((folder / MARKER).read_text())
+        if marker["content"] == content:
+            return str(marker["digest"])
+    return content
+
+
+def mark_digest(folder: Path, digest: str) -> None:
+    """Give a freshly written module a digest of what it was made from.
+
+    TensorFlow writes the same model with other bytes each time, so the content cannot tell.
+    """
+    marker = {"digest": digest, "content": module_digest(folder)}
+    (folder / MARKER).write_text(json.dumps(marker))
+
+
+def cached(root: Path, key: str, fill: Callable[[Path], None]) -> Path:
+    """Give the complete cache entry for `key`, made by `fill(new folder)` if there is none.
+
+    Raises ConfigError when the cache cannot be written, and what `fill` raises.
+    """
+    if entry := _find(root, key):
+        return entry
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".partial-") as partial:
+            made = Path(partial, "entry")
+            made.mkdir()
+            fill(made / "module")
+            (made / RECORD).write_text(json.dumps(_sizes(made / "module")))
+            if entry := _find(root, key):  # another process was faster
+                return entry
+            return made.rename(root / f"{key}-{Path(partial).name[9:]}") / "module"
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the module cache {root}: {error.strerror or error}",
+            hint="give a --work-dir that this user may write to, with room for the module",
+        ) from error
+
+
+def _find(root: Path, key: str) -> Path | None:
+    for entry in sorted(root.glob(f"{key}-*")):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads((entry / RECORD).read_text()) == _sizes(entry / "module"):
+                return entry / "module"
+        # It appeared complete, so it has been damaged since and is of no use to anyone.
+        shutil.rmtree(entry, ignore_errors=True)
+    return None
+
+
+def _sweep(root: Path) -> None:
+    for partial in root.glob(".partial-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > PARTIAL_LIFETIME:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Give the size in bytes of every file below `folder`, by relative path, links followed."""
+    paths = (
+        Path(base, name) for base, _, names in os.walk(folder, followlinks=True) for name in names
+    )
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def _unpack(data: bytes, target: Path) -> None:
+    """Unpack files and folders only: a module needs no links, and they are how archives escape."""
+    target.mkdir()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            for member in archive:
+                if not (member.isfile() or member.isdir()):
+                    raise ValueError(f"{member.name} is neither a file nor a folder")
+                archive.extract(member, target, filter="data")
+    except ARCHIVE_ERRORS as error:
+        raise _broken_archive(error) from error
+
+
+def _fetch_gs(handle: str, root: Path) -> Path:
+    is_archive = handle.endswith(ARCHIVE_SUFFIXES)
+    uri, _, name = handle.rpartition("/") if is_archive else (handle.rstrip("/"), "", "")
+    store = open_store(uri)
+    entries = [
+        entry
+        for entry in store.list(name)
+        if not entry.name.endswith("/") and entry.name == (name or entry.name)
+    ]
+    if not entries:
+        raise ConfigError("no such object or folder", hint="check the URI")
+
+    def read(entry: Entry) -> bytes:
+        try:
+            return store.read(entry.name, entry)
+        except FileNotFoundError as error:
+            raise ConfigError(f"{entry.name} was just deleted") from error
+
+    def fill(target: Path) -> None:
+        if is_archive:
+            _unpack(read(entries[0]), target)
+            return
+        for entry in entries:
+            path = target / entry.name
+            if not path.resolve().is_relative_to(target.resolve()):
+                raise ConfigError(f"{entry.name} leads outside its folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(read(entry))
+
+    key = hashlib.sha256(repr((uri, entries)).encode()).hexdigest()[:32]
+    return cached(root, key, fill)
+
+
+def _fetch_http(handle: str, root: Path) -> Path:
+    # TF Hub keeps its own downloads under this name; an image may bring some along.
+    brought = root / hashlib.sha1(handle.encode(), usedforsecurity=False).hexdigest()
+    if _loads(brought):
+        return brought
+
+    def fill(target: Path) -> None:
+        # A cut connection looks like a broken archive, so that verdict takes two downloads.
+        with contextlib.suppress(ConfigError):
+            return _resolve(handle, target)
+        return _resolve(handle, target)
+
+    return cached(root, hashlib.sha256(handle.encode()).hexdigest()[:32], fill)
+
+
+def _loads(folder: Path) -> bool:
+    with contextlib.suppress(ConfigError):
+        return folder.exists() and load_module(folder) is not None
+    return False
+
+
+def _resolve(handle: str, target: Path) -> None:
+    """Download and unpack with TF Hub's resolver, in a private folder.
+
+    In a shared one it waits ten minutes for the lock that a killed process left behind.
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent) as private, _hub_settings(private):
+        try:
+            Path(hub.resolve(handle)).rename(target)
+        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            raise _network_failure(error) from error
+        except (*ARCHIVE_ERRORS, http.client.HTTPException) as error:
+            raise _broken_archive(error) from error
+
+
+@contextlib.contextmanager
+def _hub_settings(folder: str) -> Iterator[None]:
+    """Point TF Hub at `folder`, and give its requests, which have none, a time limit."""
+    wanted = {"TFHUB_CACHE_DIR": folder, "TFHUB_MODEL_LOAD_FORMAT": "COMPRESSED"}
+    before = {name: os.environ.get(name) for name in wanted}
+    timeout = socket.getdefaulttimeout()
+    os.environ.update(wanted)
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(timeout)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _network_failure(error: OSError) -> RegraftError:
+    message = str(getattr(error, "reason", None) or brief(error))
+    if isinstance(error, urllib.error.HTTPError):
+        message += f" (HTTP {error.code})"
+        if error.code < 500 and error.code not in (408, 429):
+            return ConfigError(message, hint="check the URL and that it needs no login")
+    elif isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
+        return ConfigError(message, hint="set SSL_CERT_FILE to a bundle with your CA")
+    return UnavailableError(message, hint="try again when the server answers")
+
+
+def _broken_archive(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"not a whole and safe .tar.gz archive: {brief(error)}",
+        hint="pack the module again: tar -C FOLDER -czf NAME.tar.gz .",
+    )
+
+
+def brief(error: Exception) -> str:
+    """Give an error's text on one line of at most 300 characters, or its type's name."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

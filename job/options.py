@@ -1,0 +1,84 @@
+"""Options for click, made from the configuration: flags, environment variables, a YAML file."""
+
+from __future__ import annotations
+
+import os
+import re
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from job.config import RunConfig, did_you_mean, read_options
+from job.errors import ConfigError
+
+# What Kubernetes sets for a Service that happens to be called `regraft`: not meant as options.
+SERVICE_LINK = re.compile(r"REGRAFT_(SERVICE|PORT)(_.*)?|REGRAFT_.*_(SERVICE|PORT)(_.*)?")
+
+
+def read_config_file(ctx: click.Context, option: click.Parameter, path: Path | None) -> None:
+    """Take defaults from a YAML file; flags and environment variables beat them."""
+    if path is None:
+        return
+    known = {str(param.name) for param in ctx.command.params} - {str(option.name)}
+    ctx.default_map = read_options(path, known)
+
+
+def common_options(command: Any) -> Any:
+    """Add what every command takes; the last to be declared is the first in the help."""
+    command = click.option(
+        "--log-format",
+        type=click.Choice(["auto", "text", "json"]),
+        default="auto",
+        show_default=True,
+        envvar="REGRAFT_LOG_FORMAT",
+        help="Bars and tables (text) or JSON lines; auto: text on a terminal.",
+    )(command)
+    return click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        envvar="REGRAFT_CONFIG",
+        is_eager=True,
+        expose_value=False,
+        callback=read_config_file,
+        help="YAML file with options; a flag or an environment variable beats it.",
+    )(command)
+
+
+def config_options(command: Any) -> Any:
+    """Add an option for every field of RunConfig."""
+    types = typing.get_type_hints(RunConfig)
+    for spec in reversed(fields(RunConfig)):
+        (kind,) = [t for t in typing.get_args(types[spec.name]) if t is not type(None)] or [
+            types[spec.name]
+        ]
+        default = None if spec.default is MISSING else spec.default
+        command = option(
+            spec.name,
+            type=click.Path(path_type=Path) if kind is Path else kind,
+            default=default,
+            required=spec.default is MISSING,
+            show_default=default is not None,
+            help=spec.metadata["help"],
+        )(command)
+    return command
+
+
+def option(name: str, **settings: Any) -> Callable[[Any], Any]:
+    """Declare `--some-name`, which is also `REGRAFT_SOME_NAME`."""
+    flag = "--" + name.replace("_", "-")
+    return click.option(flag, envvar=f"REGRAFT_{name.upper()}", **settings)
+
+
+def check_environment(commands: Iterable[click.Command]) -> None:
+    """Refuse a REGRAFT_ variable that is no option: a misspelt one would silently do nothing."""
+    known = {str(param.envvar) for command in commands for param in command.params if param.envvar}
+    for name in sorted(os.environ):
+        if name.startswith("REGRAFT_") and name not in known and not SERVICE_LINK.fullmatch(name):
+            raise ConfigError(
+                f"the environment variable {name} is no option{did_you_mean(name, known)}",
+                hint="`python -m job run --help` lists the options; remove it or mend its name",
+            )

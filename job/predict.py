@@ -1,0 +1,198 @@
+"""A published version, read back: what `predict` and `evaluate` ask."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from job.dataset import Example, Split, label_line, scan, splitter
+from job.embed import Skipped, load_all
+from job.errors import ConfigError, DataError
+from job.evaluate import Report, evaluate
+from job.images import UnreadableImage, loader
+from job.publish import list_versions
+from job.storage import LocalStore, Store, open_store
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded version; `signatures` are the SavedModel's own."""
+
+    uri: str
+    labels: tuple[str, ...]
+    manifest: dict[str, Any]
+    signatures: Any
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Give the height and width that `serving_default` takes."""
+        (spec,) = self.signatures["serving_default"].structured_input_signature[1].values()
+        return int(spec.shape[1]), int(spec.shape[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of one image: labels and scores, the best first, or why it says nothing."""
+
+    image: str
+    labels: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The scores of a model on a data set, and the images that could not be read."""
+
+    report: Report
+    skipped: tuple[Skipped, ...]
+
+
+def load_model(uri: str) -> Model:
+    """Load a version (`MODELS/NAME/VERSION`), or a model's newest (`MODELS/NAME`), from any store.
+
+    Raises ConfigError when there is none or when its files cannot be read.
+    """
+    store = _version_store(open_store(uri), uri)
+    with tempfile.TemporaryDirectory(prefix="regraft-") as temporary:
+        folder = store.root if isinstance(store, LocalStore) else _download(store, Path(temporary))
+        try:
+            labels = tuple((folder / "labels.txt").read_text("utf-8").splitlines())
+            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+            loaded = tf.saved_model.load(str(folder))
+            signatures = {
+                name: loaded.signatures[name] for name in ("serving_default", "serve_bytes")
+            }
+        except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+            raise ConfigError(
+                f"{store.uri} is no whole version: {error}",
+                hint="give --model a folder that Regraft published",
+            ) from error
+    return Model(store.uri, labels, manifest, _Signatures(loaded, signatures))
+
+
+class _Signatures:
+    """Signatures by name, with the object whose variables they use kept alive."""
+
+    def __init__(self, loaded: Any, functions: dict[str, Any]) -> None:
+        self._loaded = loaded
+        self._functions = functions
+
+    def __getitem__(self, name: str) -> Any:
+        return self._functions[name]
+
+
+def _version_store(store: Store, uri: str) -> Store:
+    names = {entry.name for entry in store.list()}
+    if "saved_model.pb" in names:
+        return store
+    if versions := list_versions(store):
+        return store.child(str(versions[-1]))
+    raise ConfigError(
+        f"{uri}: no version is there",
+        hint="give --model MODELS/NAME or MODELS/NAME/VERSION, as `run` printed it",
+    )
+
+
+def _download(store: Store, folder: Path) -> Path:
+    for entry in store.list():
+        target = folder / entry.name
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{store.uri}: the name {entry.name!r} leads outside")
+        if not entry.name.endswith("/"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(store.read(entry.name, entry))
+    return folder
+
+
+def predict(model: Model, images: list[Path]) -> Iterator[Prediction]:
+    """Ask the `serve_bytes` signature about image files, one by one, as a client would."""
+    check = loader(model.image_size)
+    for path in images:
+        try:
+            contents = path.read_bytes()
+            check(contents)  # the signature's own error would not say why in a few words
+        except (OSError, UnreadableImage) as error:
+            yield Prediction(str(path), error=str(error))
+            continue
+        answer = model.signatures["serve_bytes"](image_bytes=tf.constant([contents]))
+        labels = tuple(name.decode() for name in answer["classes"].numpy()[0])
+        yield Prediction(str(path), labels, tuple(map(float, answer["scores"].numpy()[0])))
+
+
+def evaluate_model(
+    model: Model,
+    data: Store,
+    *,
+    split: str,
+    threads: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Evaluation:
+    """Score a model on the folders of `data`, which must be labels of the model.
+
+    `split` is a side of the split that the model was trained with (`test`: images of the training
+    data that it has not seen), or `all`, for data that it was not trained on.
+
+    Raises DataError when a folder is no label of the model, or when no image is left.
+    """
+    examples = _examples(model, data, split)
+    scores: list[np.ndarray] = []
+    classes: list[int] = []
+    skipped: list[Skipped] = []
+    batch: list[np.ndarray] = []
+    for loaded in load_all(data, examples, model.image_size, BATCH_SIZE, threads):
+        if loaded.pixels is None:
+            skipped.append(Skipped(loaded.example.name, loaded.reason))
+        else:
+            batch.append(loaded.pixels)
+            classes.append(loaded.example.class_index)
+        if len(batch) == BATCH_SIZE:
+            scores.append(_scores(model, batch))
+        advance(1)
+    if batch:
+        scores.append(_scores(model, batch))
+    if not scores:
+        raise DataError(f"{data.uri}: no image of the split {split!r} could be read")
+    report = evaluate(np.concatenate(scores), np.array(classes), model.labels)
+    return Evaluation(report, tuple(skipped))
+
+
+def _scores(model: Model, batch: list[np.ndarray]) -> np.ndarray:
+    answer = model.signatures["serving_default"](image=tf.constant(np.stack(batch)))
+    batch.clear()
+    scores: np.ndarray = answer["prediction"].numpy()
+    return scores
+
+
+def _examples(model: Model, data: Store, split: str) -> tuple[Example, ...]:
+    class_of = {label: index for index, label in enumerate(model.labels)}
+    folders = scan(data)
+    if unknown := [folder for folder in folders if label_line(folder) not in class_of]:
+        raise DataError(
+            f"{data.uri}: the folders {', '.join(map(repr, unknown[:5]))} are no labels of "
+            f"{model.uri}",
+            hint=f"its labels are {', '.join(map(repr, model.labels[:20]))}",
+        )
+    options = model.manifest["configuration"]
+    split_of = splitter(options["validation_percent"], options["test_percent"])
+    examples = [
+        Example(entry, class_of[label_line(folder)], split_of(entry.name))
+        for folder, entries in folders.items()
+        for entry in entries
+    ]
+    wanted = tuple(e for e in examples if split == "all" or e.split is Split(split))
+    if not wanted:
+        raise DataError(
+            f"{data.uri}: no images in the split {split!r}",
+            hint="expected one folder per label; `--split all` scores every image",
+        )
+    return wanted

@@ -1,0 +1,146 @@
+"""What a run says while it goes on: bars for people, one JSON object a line for machines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LOGGER = logging.getLogger("regraft")
+
+# A line of progress this often, in seconds: enough to see that a job lives, little enough to read.
+LOG_INTERVAL = 10.0
+
+Advance = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """Where a run reports its phases; `seconds` maps each phase that ended to its wall time."""
+
+    seconds: dict[str, float]
+
+    def phase(self, name: str, total: int = 0) -> contextlib.AbstractContextManager[Advance]:
+        """Open a phase of `total` steps (0: unknown); the context gives `advance(steps)`."""
+
+
+class BarProgress:
+    """A bar a phase, with its rate and the time it will still take, on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console = console
+
+    @contextlib.contextmanager
+    def phase(self, name: str, total: int = 0) -> Iterator[Advance]:
+        """Show a bar while the phase goes on; the bar stays when it is done."""
+        from rich import progress as bars
+
+        columns = (
+            bars.TextColumn("{task.description:<9}"),
+            bars.BarColumn(bar_width=30),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[rate]:>9}"),
+            bars.TimeElapsedColumn(),
+            bars.TextColumn("eta"),
+            bars.TimeRemainingColumn(),
+        )
+        start = time.monotonic()
+        with bars.Progress(*columns, console=self._console) as display:
+            task = display.add_task(name, total=total or None, rate="")
+            done = 0
+
+            def advance(steps: int) -> None:
+                nonlocal done
+                done += steps
+                rate = done / max(time.monotonic() - start, 1e-3)
+                display.update(task, advance=steps, rate=f"{rate:,.1f}/s")
+
+            try:
+                yield advance
+                # A phase may end before its planned steps do; its bar is full all the same.
+                display.update(task, total=done or 1, completed=done or 1)
+            finally:
+                self.seconds[name] = round(time.monotonic() - start, 3)
+
+
+class LogProgress:
+    """A log record at the start and the end of a phase, and every `LOG_INTERVAL` between."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str, total: int = 0) -> Iterator[Advance]:
+        """Log the phase; fields are `phase`, `done`, `total`, `rate` and `eta_seconds`."""
+        start = last = time.monotonic()
+        done = 0
+        log(f"{name}: started", phase=name, total=total)
+
+        def advance(steps: int) -> None:
+            nonlocal done, last
+            done += steps
+            now = time.monotonic()
+            if now - last >= LOG_INTERVAL:
+                last = now
+                rate = done / (now - start)
+                fields: dict[str, Any] = {"phase": name, "done": done, "rate": round(rate, 2)}
+                if total:
+                    fields |= {"total": total, "eta_seconds": round((total - done) / rate, 1)}
+                log(f"{name}: {done} of {total or '?'}", **fields)
+
+        try:
+            yield advance
+        finally:
+            self.seconds[name] = round(time.monotonic() - start, 3)
+        log(f"{name}: done", phase=name, done=done, seconds=self.seconds[name])
+
+
+def log(message: str, *, level: int = logging.INFO, **fields: Any) -> None:
+    """Log a message with fields, which end up beside it in the JSON object."""
+    LOGGER.log(level, message, extra={"fields": fields})
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, with the names that Cloud Logging and its like understand."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give `severity`, `message`, `time` (RFC 3339, UTC) and the record's own fields."""
+        line = {
+            "severity": record.levelname,
+            "message": record.getMessage(),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["stack_trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """`message (field=value, ...)`, for people without a terminal that can draw bars."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the message and its fields on one line, warnings and worse with their level."""
+        fields = ", ".join(f"{k}={v}" for k, v in getattr(record, "fields", {}).items())
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        line = f"{level}{record.getMessage()}{f' ({fields})' if fields else ''}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def set_up_logging(style: str) -> None:
+    """Send all logging to stderr in `style` (`json` or `text`), other libraries' from WARNING."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    LOGGER.setLevel(logging.INFO)
+    logging.captureWarnings(True)

@@ -1,0 +1,69 @@
+"""What a command leaves behind: the JSON object of `--result-file` and of stdout's last line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from job.errors import RegraftError
+
+# Kubernetes cuts a termination message at 4,096 bytes, which would leave half a JSON object.
+MAX_BYTES = 4096
+
+
+@dataclass(slots=True)
+class Result:
+    """Filled in as the run goes on, so that a failure reports what was reached before it.
+
+    `status` is published, unchanged, rejected, failed or preempted; `seconds` maps a phase to its
+    wall time; `images` has `total`, `skipped`, the sides of the split and `skipped_names` with the
+    reason of each; `metrics` is what `evaluate.Report.as_json` gives.
+    """
+
+    status: str = "failed"
+    version: int | None = None
+    uri: str | None = None
+    labels: list[str] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
+    cache: dict[str, int] = field(default_factory=lambda: {"hits": 0, "misses": 0})
+    seconds: dict[str, float] = field(default_factory=dict)
+    error: dict[str, str] | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """Record what ended the run."""
+        known = isinstance(error, RegraftError)
+        self.status = error.status if known else "failed"  # type: ignore[attr-defined]
+        self.error = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "hint": error.hint if known else "this is a bug in Regraft: report it with the log",  # type: ignore[attr-defined]
+        }
+
+    def to_json(self) -> str:
+        """Give one line of ASCII JSON under `MAX_BYTES`; long lists are cut and say so."""
+        values = asdict(self)
+        for most in (50, 10, 3, 0):
+            line = json.dumps(_shortened(values, most), separators=(",", ":"))
+            if len(line) < MAX_BYTES:
+                return line
+        values = {"status": self.status, "version": self.version, "uri": self.uri}
+        return json.dumps(values | {"error": _shortened(self.error, 0)})
+
+
+def _shortened(value: Any, most: int) -> Any:
+    """Cut lists and dicts to `most` items above 10, and strings to 300 characters when `most` is 0.
+
+    A list that is cut ends in a string that says by how many.
+    """
+    if isinstance(value, list):
+        if len(value) > max(most, 2):
+            rest = f"... and {len(value) - most} more"
+            return [_shortened(item, most) for item in value[:most]] + [rest]
+        return [_shortened(item, most) for item in value]
+    if isinstance(value, dict):
+        return {key: _shortened(item, most) for key, item in value.items()}
+    if isinstance(value, str) and most <= 3 and len(value) > 300:
+        return value[:300] + "..."
+    return value

@@ -1,0 +1,90 @@
+"""The tables that a person reads at the end of a command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from job.config import RunConfig
+from job.evaluate import Report
+from job.predict import Prediction
+from job.result import Result
+
+
+def run_summary(config: RunConfig, result: Result, report: Report) -> RenderableType:
+    """Give the table of a published run: labels, images, accuracy, where it is and what next."""
+    images = result.images
+    table = _pairs(f"{config.name}: version {result.version} is published")
+    table.add_row("labels", f"{len(result.labels)}: {', '.join(result.labels[:12])}")
+    table.add_row(
+        "images",
+        f"{images['total']}: {images['train']} train, {images['validation']} validation, "
+        f"{images['test']} test, {images['skipped']} skipped",
+    )
+    table.add_row("accuracy", accuracy_text(report))
+    table.add_row("seconds", ", ".join(f"{k} {v:.1f}" for k, v in result.seconds.items()))
+    table.add_row("version", f"{result.uri}")
+    table.add_row("serve", Text(serve_command(config, result)))
+    table.add_row("predict", Text(f"python -m job predict --model {_q(result.uri)} IMAGE..."))
+    return table
+
+
+def accuracy_text(report: Report) -> str:
+    """Give the accuracy in percent with its interval."""
+    low, high = report.accuracy_ci95
+    return (
+        f"{100 * report.accuracy:.1f} % of {report.n} images "
+        f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    )
+
+
+def serve_command(config: RunConfig, result: Result) -> str:
+    """Give the command that serves the model with TensorFlow Serving on port 8501."""
+    base = (result.uri or "").rpartition("/")[0]
+    if base.startswith("gs://"):
+        return (
+            "docker run --rm -p 8501:8501 --entrypoint tensorflow_model_server tensorflow/serving "
+            f"--rest_api_port=8501 --model_name={config.name} --model_base_path={_q(base)}"
+        )
+    return (
+        f"docker run --rm -p 8501:8501 -v {_q(base)}:/models/{config.name}:ro "
+        f"-e MODEL_NAME={config.name} tensorflow/serving"
+    )
+
+
+def report_table(title: str, report: Report) -> RenderableType:
+    """Give accuracy, and precision and recall per label."""
+    table = Table(title=title, title_justify="left", caption=accuracy_text(report))
+    table.add_column("label")
+    for name in ("precision", "recall", "images"):
+        table.add_column(name, justify="right")
+    for score in report.per_label:
+        table.add_row(
+            Text(score.label), f"{score.precision:.3f}", f"{score.recall:.3f}", f"{score.count}"
+        )
+    return table
+
+
+def prediction_table(predictions: Iterable[Prediction], top: int) -> RenderableType:
+    """Give one row an image, its best labels with their scores."""
+    table = Table("image", *(f"#{rank + 1}" for rank in range(top)))
+    for item in predictions:
+        best = zip(item.labels[:top], item.scores, strict=False)
+        cells = [Text(f"{label} {score:.3f}") for label, score in best]
+        table.add_row(Text(item.image), *(cells or [Text(item.error, style="red")]))
+    return table
+
+
+def _pairs(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _q(text: str | None) -> str:
+    return shlex.quote(text or "")

