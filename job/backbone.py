@@ -102,6 +102,10 @@ def _naming(handle: str) -> Iterator[None]:
         yield
     except RegraftError as error:
         raise type(error)(f"backbone {handle}: {error.message}", hint=error.hint) from error
+    except OSError as error:
+        raise ConfigError(
+            f"backbone {handle}: {error}", hint="check that this user may read all of it"
+        ) from error
 
 
 def _folder(handle: str, cache_dir: Path) -> Path:
@@ -138,17 +142,19 @@ def _apply(module: Any, images: tf.Tensor) -> tf.Tensor:
         output = module(images, training=False) if takes_training else module(images)
     else:
         signature = _signature(module)
-        (name,) = signature.structured_input_signature[1]
-        output = signature(**{name: images})
+        output = signature(**{_only(signature.structured_input_signature[1], "inputs")[0]: images})
     if isinstance(output, Mapping):
-        output = output["default"] if "default" in output else _only(output)
+        output = output["default"] if "default" in output else _only(output, "outputs")[1]
     return output
 
 
-def _only(outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    if len(outputs) != 1:
-        raise ConfigError(f"it gives {sorted(outputs)}, expected one output or one named 'default'")
-    return next(iter(outputs.values()))
+def _only(named: Mapping[str, Any], what: str) -> tuple[str, Any]:
+    if len(named) != 1:
+        raise ConfigError(
+            f"it has the {what} {sorted(named)}, expected one",
+            hint="use an image feature vector, in TF2 SavedModel or TF1 Hub format",
+        )
+    return next(iter(named.items()))
 
 
 def _signature(module: Any) -> Any:
@@ -166,7 +172,7 @@ def _signature(module: Any) -> Any:
 def _input_specs(module: Any) -> list[tf.TensorSpec]:
     """Give the images' specs, one for each way the module was traced."""
     if not callable(module):
-        return list(_signature(module).structured_input_signature[1].values())[:1]
+        return [_only(_signature(module).structured_input_signature[1], "inputs")[1]]
     traces = getattr(module.__call__, "concrete_functions", [])
     positional = [trace.structured_input_signature[0] for trace in traces]
     return [args[0] for args in positional if args and isinstance(args[0], tf.TensorSpec)]

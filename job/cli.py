@@ -14,21 +14,28 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from job import __version__
 from job.config import RunConfig
 from job.errors import ConfigError, DataError, RegraftError, Stopped
 from job.options import check_environment, common_options, config_options, option
+from job.progress import (
+    LOGGER,
+    BarProgress,
+    LogProgress,
+    Progress,
+    import_tensorflow,
+    set_up_logging,
+)
+from job.result import Result
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-
-    from job.progress import Progress
-    from job.result import Result
 
 TERMINATION_LOG = Path("/dev/termination-log")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name=None, version="0.1.0", prog_name="regraft")
+@click.version_option(package_name=None, version=__version__, prog_name="regraft")
 def cli() -> None:
     """Retrain an image classifier on a pretrained backbone and publish it to TensorFlow Serving.
 
@@ -57,12 +64,11 @@ def plan(log_format: str, **options: Any) -> None:
 
 def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
     """Run the pipeline, or only its plan, and leave the result however it ends."""
-    from job.result import Result
-
-    style, progress, console = set_up(log_format)
     result = Result()
     try:
+        style, progress, console = set_up(log_format)
         config = RunConfig(**options)
+        import_tensorflow()
         from job import pipeline, summary
 
         if dry:
@@ -87,6 +93,7 @@ def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
 def predict(log_format: str, model: str, top: int, images: tuple[Path, ...]) -> None:
     """Ask a published model what is on IMAGES; one JSON object a line when not on a terminal."""
     style, _, _ = set_up(log_format)
+    import_tensorflow()
     from job import predict as prediction
     from job import summary
 
@@ -121,6 +128,7 @@ def predict(log_format: str, model: str, top: int, images: tuple[Path, ...]) -> 
 def evaluate(log_format: str, model: str, data: str, split: str, fetch_threads: int) -> None:
     """Score a published model on the images in --data."""
     style, progress, _ = set_up(log_format)
+    import_tensorflow()
     from job import predict as prediction
     from job import summary
     from job.storage import open_store
@@ -150,6 +158,7 @@ def backbone() -> None:
 def build_backbone(log_format: str, handle: str, folder: Path) -> None:
     """Write HANDLE (builtin:efficientnet-lite0) to FOLDER as a TensorFlow Hub module."""
     set_up(log_format)
+    import_tensorflow()
     from job.backbone import build_builtin
 
     build_builtin(handle, folder)
@@ -158,8 +167,6 @@ def build_backbone(log_format: str, handle: str, folder: Path) -> None:
 def set_up(log_format: str) -> tuple[str, Progress, Console]:
     """Give the style of the output, where progress goes, and the console on stderr."""
     from rich.console import Console
-
-    from job.progress import BarProgress, LogProgress, set_up_logging
 
     terminal = sys.stderr.isatty()
     # Without a terminal there is no width to fold to, and 80 columns would cut a path in two.
@@ -185,8 +192,8 @@ def emit(result: Result, target: Path | None) -> None:
 
 def explain(error: BaseException) -> int:
     """Log what ended a command, with what to do about it, and give the exit code."""
-    from job.progress import LOGGER
-
+    if not LOGGER.hasHandlers():  # the command line itself was at fault
+        set_up_logging("text" if sys.stderr.isatty() else "json")
     fields_of: dict[str, Any] = {}
     code = 1
     if isinstance(error, RegraftError):
@@ -221,14 +228,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _refuse(error: click.ClickException) -> int:
     """Explain a usage error; a run that it kept from starting leaves a result all the same."""
     context = getattr(error, "ctx", None)
+    command = context.command_path if context else "python -m job"
+    refused = ConfigError(error.format_message(), hint=f"`{command} --help` lists what there is")
     if context is not None and context.command.name in ("run", "plan"):
-        from job.result import Result
-
         result = Result()
-        result.fail(ConfigError(error.format_message(), hint="see `python -m job run --help`"))
+        result.fail(refused)
         emit(result, None)
-    error.show()
-    return ConfigError.exit_code
+    return explain(refused)
 
 
 def _stop(number: int, frame: object) -> NoReturn:

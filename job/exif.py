@@ -10,7 +10,6 @@ from __future__ import annotations
 import tensorflow as tf
 
 _ORIENTATION_TAG = 0x0112
-_SHORT = 3
 # A marker (2 bytes), its length (2) and "Exif\0\0" (6).
 _PREFIX = 10
 # More segments than real files have before their EXIF, and few enough for a hostile file made of
@@ -87,9 +86,9 @@ def _from_segment(contents: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
         low, high = table[:, first], table[:, first + 1]
         return tf.where(big, low * 256 + high, high * 256 + low)
 
-    ours = tf.logical_and(tf.equal(short(0), _ORIENTATION_TAG), tf.equal(short(2), _SHORT))
     # A trailing 1 stands for "no such entry".
-    value = tf.concat([tf.boolean_mask(short(8), ours), [1]], 0)[0]
+    named = tf.boolean_mask(short(8), tf.equal(short(0), _ORIENTATION_TAG))
+    value = tf.concat([named, [1]], 0)[0]
     valid = tf.logical_and(known, tf.logical_and(value >= 1, value <= 8))
     return tf.where(valid, value, 1)
 

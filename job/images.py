@@ -178,14 +178,18 @@ def _bmp(contents: tf.Tensor, head: tf.Tensor, finish: _Finish) -> tf.Tensor:
     usual = tf.reduce_all(tf.equal(head[54:66], [0, 0, 255, 0, 0, 255, 0, 0, 255, 0, 0, 0]))
     plain = tf.equal(compression, 0) | (tf.equal(compression, 3) & tf.equal(bits, 32) & usual)
     depth = tf.reduce_any(tf.equal(bits, [8, 24, 32]))
-    contents = _require(contents, (header >= 40) & depth & plain, _ODD_BMP)
+    fits = (header >= 40) & (14 + header <= pixels_at)
+    contents = _require(contents, fits & depth & plain, _ODD_BMP)
     image = tf.io.decode_bmp(contents, channels=3)
 
     def coloured() -> tf.Tensor:
-        # TensorFlow shows the index as a shade of grey; the palette is blue, green, red, 0.
-        entries = tf.maximum(pixels_at - 14 - header, 0) // 4
-        palette = tf.io.decode_raw(tf.strings.substr(contents, 14 + header, 4 * entries), tf.uint8)
-        return tf.gather(tf.reshape(palette, [-1, 4])[:, 2::-1], tf.cast(image[:, :, 0], tf.int32))
+        # TensorFlow shows the index as a shade of grey; the palette is blue, green, red, 0. What
+        # it lacks of 256 colours is black. An error here would race with those of the decoder.
+        at = tf.minimum(14 + header, tf.cast(tf.strings.length(contents), tf.int64))
+        palette = tf.strings.substr(contents, at, tf.clip_by_value(pixels_at - at, 0, 1024))
+        palette = tf.strings.substr(tf.strings.join([palette, b"\0" * 1024]), 0, 1024)
+        colours = tf.reshape(tf.io.decode_raw(palette, tf.uint8), [256, 4])[:, 2::-1]
+        return tf.gather(colours, tf.cast(image[:, :, 0], tf.int32))
 
     return finish(tf.cond(tf.equal(bits, 8), coloured, lambda: image))
 

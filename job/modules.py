@@ -1,7 +1,7 @@
 """A handle becomes a local folder with a whole TF Hub module, and the folder a loaded module.
 
 What is not a local folder already (an archive, `gs://`, `https://`, a built network) is kept in a
-cache: `<root>/<key>-<random>/module`, with a record of its file sizes beside it. An entry is made
+cache: `<root>/<key>.<random>/module`, with a record of its file sizes beside it. An entry is made
 under a temporary name and appears by one rename, so processes that share a cache never see each
 other's half-made entries, and one that lost files since does not match its record and is not used.
 """
@@ -44,6 +44,9 @@ SAVED_MODEL = "saved_model.pb"
 NETWORK_TIMEOUT = 60.0  # seconds without a byte
 PARTIAL_LIFETIME = 24 * 3600.0  # seconds; older half-made entries belong to killed processes
 
+# How the lines begin that TensorFlow puts around the message of a failed operation.
+TRACE = ("Graph execution error", "Detected at node", "File ", "[[", "Original stack trace")
+
 # What damaged archives raise, by the layer that notices first.
 ARCHIVE_ERRORS = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError)
 
@@ -66,8 +69,9 @@ def fetch_module(handle: str, cache_dir: Path) -> Path:
         folder = _fetch_gs(handle, cache_dir / "modules")
     elif scheme in ("", "file"):
         path = Path(url2pathname(urlsplit(handle).path) if scheme else handle)
-        folder = path
-        if path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
+        if not path.is_file() or not path.name.endswith(ARCHIVE_SUFFIXES):
+            folder = path
+        else:
             data = path.read_bytes()
             key = hashlib.sha256(data).hexdigest()[:32]
             folder = cached(cache_dir / "modules", key, lambda target: _unpack(data, target))
@@ -138,14 +142,14 @@ def cached(root: Path, key: str, fill: Callable[[Path], None]) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".partial-") as partial:
+        with tempfile.TemporaryDirectory(dir=root, prefix=".partial.") as partial:
             made = Path(partial, "entry")
             made.mkdir()
             fill(made / "module")
             (made / RECORD).write_text(json.dumps(_sizes(made / "module")))
             if entry := _find(root, key):  # another process was faster
                 return entry
-            return made.rename(root / f"{key}-{Path(partial).name[9:]}") / "module"
+            return made.rename(root / (key + Path(partial).suffix)) / "module"
     except OSError as error:
         raise ConfigError(
             f"cannot write the module cache {root}: {error.strerror or error}",
@@ -154,7 +158,7 @@ def cached(root: Path, key: str, fill: Callable[[Path], None]) -> Path:
 
 
 def _find(root: Path, key: str) -> Path | None:
-    for entry in sorted(root.glob(f"{key}-*")):
+    for entry in sorted(root.glob(f"{key}.*")):
         with contextlib.suppress(OSError, ValueError):
             if json.loads((entry / RECORD).read_text()) == _sizes(entry / "module"):
                 return entry / "module"
@@ -164,7 +168,7 @@ def _find(root: Path, key: str) -> Path | None:
 
 
 def _sweep(root: Path) -> None:
-    for partial in root.glob(".partial-*"):
+    for partial in root.glob(".partial.*"):
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > PARTIAL_LIFETIME:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -172,9 +176,8 @@ def _sweep(root: Path) -> None:
 
 def _sizes(folder: Path) -> dict[str, int]:
     """Give the size in bytes of every file below `folder`, by relative path, links followed."""
-    paths = (
-        Path(base, name) for base, _, names in os.walk(folder, followlinks=True) for name in names
-    )
+    walk = os.walk(folder, followlinks=True)
+    paths = [Path(base, name) for base, _, names in walk for name in names]
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
@@ -195,11 +198,8 @@ def _fetch_gs(handle: str, root: Path) -> Path:
     is_archive = handle.endswith(ARCHIVE_SUFFIXES)
     uri, _, name = handle.rpartition("/") if is_archive else (handle.rstrip("/"), "", "")
     store = open_store(uri)
-    entries = [
-        entry
-        for entry in store.list(name)
-        if not entry.name.endswith("/") and entry.name == (name or entry.name)
-    ]
+    files = (entry for entry in store.list(name) if not entry.name.endswith("/"))
+    entries = [entry for entry in files if not is_archive or entry.name == name]
     if not entries:
         raise ConfigError("no such object or folder", hint="check the URI")
 
@@ -227,8 +227,11 @@ def _fetch_gs(handle: str, root: Path) -> Path:
 def _fetch_http(handle: str, root: Path) -> Path:
     # TF Hub keeps its own downloads under this name; an image may bring some along.
     brought = root / hashlib.sha1(handle.encode(), usedforsecurity=False).hexdigest()
-    if _loads(brought):
-        return brought
+    if brought.exists():
+        # There is no record of what it should be, so only loading it tells whether it is whole.
+        with contextlib.suppress(ConfigError):
+            load_module(brought)
+            return brought
 
     def fill(target: Path) -> None:
         # A cut connection looks like a broken archive, so that verdict takes two downloads.
@@ -237,12 +240,6 @@ def _fetch_http(handle: str, root: Path) -> Path:
         return _resolve(handle, target)
 
     return cached(root, hashlib.sha256(handle.encode()).hexdigest()[:32], fill)
-
-
-def _loads(folder: Path) -> bool:
-    with contextlib.suppress(ConfigError):
-        return folder.exists() and load_module(folder) is not None
-    return False
 
 
 def _resolve(handle: str, target: Path) -> None:
@@ -263,7 +260,7 @@ def _resolve(handle: str, target: Path) -> None:
 def _hub_settings(folder: str) -> Iterator[None]:
     """Point TF Hub at `folder`, and give its requests, which have none, a time limit."""
     wanted = {"TFHUB_CACHE_DIR": folder, "TFHUB_MODEL_LOAD_FORMAT": "COMPRESSED"}
-    before = {name: os.environ.get(name) for name in wanted}
+    before = {name: os.environ[name] for name in wanted if name in os.environ}
     timeout = socket.getdefaulttimeout()
     os.environ.update(wanted)
     socket.setdefaulttimeout(NETWORK_TIMEOUT)
@@ -271,10 +268,9 @@ def _hub_settings(folder: str) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(timeout)
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        for name in wanted:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _network_failure(error: OSError) -> RegraftError:
@@ -296,5 +292,7 @@ def _broken_archive(error: Exception) -> ConfigError:
 
 
 def brief(error: Exception) -> str:
-    """Give an error's text on one line of at most 300 characters, or its type's name."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """Give what an error says, on one line and without TensorFlow's traces of its graph."""
+    lines = (line.strip() for line in str(error).splitlines())
+    said = " ".join(line for line in lines if not line.startswith(TRACE))
+    return said.strip()[:300] or type(error).__name__

@@ -24,7 +24,10 @@ def read_config_file(ctx: click.Context, option: click.Parameter, path: Path | N
     if path is None:
         return
     known = {str(param.name) for param in ctx.command.params} - {str(option.name)}
-    ctx.default_map = read_options(path, known)
+    try:
+        ctx.default_map = read_options(path, known)
+    except ConfigError as error:
+        raise click.UsageError(error.message, ctx) from error
 
 
 def common_options(command: Any) -> Any:

@@ -68,16 +68,13 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Report:
 
 
 def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
-    """Check all that can be checked before a backbone is loaded; `plan` ends here.
-
-    The target comes first: a model that cannot be published is not worth listing a bucket for.
-    """
+    """Check all that can be checked before a backbone is loaded; `plan` ends here."""
     with progress.phase("index"):
+        data = open_store(config.data, connections=config.fetch_threads)
+        index = build_index(data, config.validation_percent, config.test_percent)
         models = open_store(config.models).child(config.name)
         check_writable(models)
         next_version(list_versions(models), time.time())
-        data = open_store(config.data, connections=config.fetch_threads)
-        index = build_index(data, config.validation_percent, config.test_percent)
     result.labels = list(index.labels)
     result.images = count_images(index, ())
     return Plan(data, models, index)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -82,7 +84,8 @@ class LogProgress:
         """Log the phase; fields are `phase`, `done`, `total`, `rate` and `eta_seconds`."""
         start = last = time.monotonic()
         done = 0
-        log(f"{name}: started", phase=name, total=total)
+        known = {"total": total} if total else {}
+        log(f"{name}: started", phase=name, **known)
 
         def advance(steps: int) -> None:
             nonlocal done, last
@@ -91,16 +94,22 @@ class LogProgress:
             if now - last >= LOG_INTERVAL:
                 last = now
                 rate = done / (now - start)
-                fields: dict[str, Any] = {"phase": name, "done": done, "rate": round(rate, 2)}
-                if total:
-                    fields |= {"total": total, "eta_seconds": round((total - done) / rate, 1)}
-                log(f"{name}: {done} of {total or '?'}", **fields)
+                left = {"eta_seconds": round((total - done) / rate)} if total else {}
+                log(
+                    f"{name}: {done} of {total or '?'}, {rate:.1f}/s",
+                    phase=name,
+                    done=done,
+                    rate=round(rate, 2),
+                    **known,
+                    **left,
+                )
 
         try:
             yield advance
         finally:
             self.seconds[name] = round(time.monotonic() - start, 3)
-        log(f"{name}: done", phase=name, done=done, seconds=self.seconds[name])
+        seconds = self.seconds[name]
+        log(f"{name}: done in {seconds:.1f} s", phase=name, done=done, seconds=seconds)
 
 
 def log(message: str, *, level: int = logging.INFO, **fields: Any) -> None:
@@ -125,14 +134,42 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`message (field=value, ...)`, for people without a terminal that can draw bars."""
+    """The message, with its level from WARNING on and its hint on a line of its own, for people."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the message and its fields on one line, warnings and worse with their level."""
-        fields = ", ".join(f"{k}={v}" for k, v in getattr(record, "fields", {}).items())
+        """Give the lines of one record."""
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        line = f"{level}{record.getMessage()}{f' ({fields})' if fields else ''}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        lines = [level + record.getMessage()]
+        if hint := getattr(record, "fields", {}).get("hint"):
+            lines.append(f"  hint: {hint}")
+        if record.exc_info:
+            lines.append(self.formatException(record.exc_info))
+        return "\n".join(lines)
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow without the notes that its C++ parts write to stderr while they load.
+
+    They would break up the JSON lines, and no setting of TensorFlow's reaches them. If the import
+    fails they are shown: then they say why.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            import tensorflow
+            import tensorflow_hub  # noqa: F401 - it loads a second copy of the notes
+        except BaseException:
+            notes.seek(0)
+            os.write(stderr, notes.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    # Its Python warnings come through our handler instead of its own.
+    tensorflow.get_logger().handlers.clear()
+    tensorflow.get_logger().propagate = True
 
 
 def set_up_logging(style: str) -> None:

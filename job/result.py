@@ -33,13 +33,14 @@ class Result:
 
     def fail(self, error: BaseException) -> None:
         """Record what ended the run."""
-        known = isinstance(error, RegraftError)
-        self.status = error.status if known else "failed"  # type: ignore[attr-defined]
-        self.error = {
-            "type": type(error).__name__,
-            "message": str(error),
-            "hint": error.hint if known else "this is a bug in Regraft: report it with the log",  # type: ignore[attr-defined]
-        }
+        self.status = "failed"
+        hint = "this is a bug in Regraft: report it with the log"
+        if isinstance(error, RegraftError):
+            self.status, hint = error.status, error.hint
+        elif isinstance(error, KeyboardInterrupt):
+            hint = "run the same command again"
+        message = str(error) or type(error).__name__
+        self.error = {"type": type(error).__name__, "message": message, "hint": hint}
 
     def to_json(self) -> str:
         """Give one line of ASCII JSON under `MAX_BYTES`; long lists are cut and say so."""

@@ -129,7 +129,9 @@ class LocalStore:
         """Give every file below the folder, and every empty folder as a name ending in `/`."""
         if not self.root.is_dir():
             found = "is a file" if self.root.exists() else "does not exist"
-            raise ConfigError(f"{self.uri} {found}, expected a folder")
+            raise ConfigError(
+                f"{self.uri} {found}, expected a folder", hint="check the path and the mount"
+            )
         with self._translated():
             entries = sorted(self._walk(self.root, ""), key=lambda entry: entry.name)
         yield from (entry for entry in entries if entry.name.startswith(prefix))

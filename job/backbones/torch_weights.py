@@ -136,6 +136,6 @@ def _parse(file: BinaryIO) -> dict[str, Array]:
 def _read_storage(file: BinaryIO, storage: _Storage) -> Array:
     count = int.from_bytes(file.read(8), "little")
     data = file.read(storage.size * storage.dtype.itemsize)
-    if count != storage.size or len(data) != storage.size * storage.dtype.itemsize:
-        raise ValueError(f"storage {storage.key} is cut short")
+    if count != storage.size:
+        raise ValueError(f"storage {storage.key} has {count} elements, not {storage.size}")
     return np.frombuffer(data, storage.dtype)
