@@ -35,7 +35,6 @@ class _StorageType:
 class _Storage:
     key: str
     dtype: np.dtype[Any]
-    size: int  # in elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +81,10 @@ class _StateDictUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"{module}.{name} is not part of a state dict") from None
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage_type, key, _location, size, view = pid
+        kind, storage_type, key, _location, _size, view = pid
         if kind != "storage" or view is not None:
             raise pickle.UnpicklingError(f"unknown persistent id {kind!r}")
-        return _Storage(key, storage_type.dtype, size)
+        return _Storage(key, storage_type.dtype)
 
 
 def read_state_dict(path: Path, *, sha256: str) -> dict[str, Array]:
@@ -134,8 +133,6 @@ def _parse(file: BinaryIO) -> dict[str, Array]:
 
 
 def _read_storage(file: BinaryIO, storage: _Storage) -> Array:
+    # A count that is wrong or a file that is cut short shows when a view leaves its storage.
     count = int.from_bytes(file.read(8), "little")
-    data = file.read(storage.size * storage.dtype.itemsize)
-    if count != storage.size:
-        raise ValueError(f"storage {storage.key} has {count} elements, not {storage.size}")
-    return np.frombuffer(data, storage.dtype)
+    return np.frombuffer(file.read(count * storage.dtype.itemsize), storage.dtype)
