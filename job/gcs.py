@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,14 @@ class GcsStore:
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Give every object below the prefix, in the order of the listing (by name)."""
-        fields = "items(name,size,generation,crc32c),nextPageToken"
+        fields = "items(name,size,generation,crc32c,updated),nextPageToken"
         with translated(self.uri, "list"):
             for blob in self._bucket.list_blobs(prefix=self._base + prefix, fields=fields):
                 name = blob.name[len(self._base) :]
                 if name:  # the placeholder of the root itself has none
-                    yield Entry(name, blob.size, int(blob.generation), blob.crc32c or "")
+                    modified = blob.updated.timestamp() if blob.updated else 0.0
+                    generation = int(blob.generation)
+                    yield Entry(name, blob.size, generation, blob.crc32c or "", modified)
 
     def read(self, name: str, entry: Entry | None = None) -> bytes:
         """Download one object, its CRC32C checked by the client and against `entry`."""
@@ -98,17 +100,52 @@ class GcsStore:
                     data, "application/octet-stream", checksum="crc32c", **options
                 )
 
-    def put_tree(self, folder: Path, name: str, *, last: str) -> None:
-        """Upload a folder's files, many at once, each only where nothing is; then `last`."""
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        first = [path for path in files if path != folder / last]
+    def replace(self, name: str, data: bytes, entry: Entry | None) -> None:
+        """Upload with the generation that was read as the precondition, 0 being none."""
+        blob = self._bucket.blob(self._base + name)
+        generation = entry.generation if entry else 0
+        with translated(f"{self.uri}/{name}", "write"):
+            blob.upload_from_string(
+                data, "application/json", checksum="crc32c", if_generation_match=generation
+            )
+
+    def put_tree(self, folder: Path, name: str) -> None:
+        """Upload a folder's files, many at once, each only where nothing is."""
 
         def upload(path: Path) -> None:
             self.write(f"{name}/{path.relative_to(folder).as_posix()}", path, if_absent=True)
 
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         with ThreadPoolExecutor(UPLOADS) as pool:
-            list(pool.map(upload, first))  # list() so that the first failure is raised
-        upload(folder / last)
+            list(pool.map(upload, files))  # list() so that the first failure is raised
+
+    def move_tree(self, source: str, target: str, *, order: Callable[[str], Any]) -> None:
+        """Copy inside the bucket, one after the other, each only where nothing is; then delete."""
+        prefix = f"{source}/"
+        entries = sorted(self.list(prefix), key=lambda e: order(e.name.removeprefix(prefix)))
+        for entry in entries:
+            name = f"{target}/{entry.name.removeprefix(prefix)}"
+            blob = self._bucket.blob(self._base + entry.name)
+            with translated(f"{self.uri}/{name}", "write"):
+                self._bucket.copy_blob(
+                    blob,
+                    self._bucket,
+                    self._base + name,
+                    if_generation_match=0,
+                    if_source_generation_match=entry.generation,
+                    retry=DEFAULT_RETRY,
+                )
+        if entries:  # what made it whole goes first, so that no half of it looks like all of it
+            self.delete_tree(source, first=entries[-1].name.removeprefix(prefix))
+
+    def delete_tree(self, name: str, *, first: str = "") -> None:
+        """Delete every object below `name`, the object `first` before the others."""
+        prefix = f"{name}/"
+        names = [entry.name for entry in self.list(prefix)]
+        if prefix + first in names:
+            self.delete(prefix + first)
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            list(pool.map(self.delete, names))
 
     def delete(self, name: str) -> None:
         """Delete one object; one that is not there is fine."""

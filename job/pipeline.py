@@ -21,7 +21,7 @@ from job.export import EXPORTERS, Classifier, export
 from job.fit import L2_PATH, Fit, fit
 from job.manifest import write_manifest
 from job.progress import Progress, log
-from job.publish import list_versions, next_version, publish
+from job.publish import next_version, publish, read_listing
 from job.result import Result
 from job.storage import Store, check_writable, open_store
 
@@ -74,7 +74,7 @@ def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
         index = build_index(data, config.validation_percent, config.test_percent)
         models = open_store(config.models).child(config.name)
         check_writable(models)
-        next_version(list_versions(models), time.time())
+        next_version(read_listing(models).newest, time.time())
     result.labels = list(index.labels)
     result.images = count_images(index, ())
     return Plan(data, models, index)

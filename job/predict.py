@@ -17,7 +17,7 @@ from job.embed import Skipped, load_all
 from job.errors import ConfigError, DataError
 from job.evaluate import Report, evaluate
 from job.images import UnreadableImage, loader
-from job.publish import list_versions
+from job.publish import in_service
 from job.storage import LocalStore, Store, open_store
 
 BATCH_SIZE = 32
@@ -95,8 +95,8 @@ def _version_store(store: Store, uri: str) -> Store:
     names = {entry.name for entry in store.list()}
     if "saved_model.pb" in names:
         return store
-    if versions := list_versions(store):
-        return store.child(str(versions[-1]))
+    if (version := in_service(store)) is not None:
+        return store.child(str(version))
     raise ConfigError(
         f"{uri}: no version is there",
         hint="give --model MODELS/NAME or MODELS/NAME/VERSION, as `run` printed it",

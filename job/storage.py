@@ -10,13 +10,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import google_crc32c
@@ -30,14 +31,16 @@ class Entry:
 
     `name` is relative to the store; a name ending in `/` is an empty folder (or its placeholder).
     `size` is in bytes. `generation` changes whenever the content may have: the object's generation
-    in a bucket, the modification time in nanoseconds in a folder. `crc32c` is the base64 checksum
-    of the content as GCS writes it, empty where a listing does not give one.
+    in a bucket, made of modification time and inode in a folder. `crc32c` is the base64 checksum
+    of the content as GCS writes it, empty where a listing does not give one. `modified` is the time
+    of the last change in epoch seconds.
     """
 
     name: str
     size: int
     generation: int
     crc32c: str = ""
+    modified: float = 0.0
 
 
 class Store(Protocol):
@@ -60,11 +63,23 @@ class Store(Protocol):
         Raises FileExistsError when `if_absent` is set and the object exists.
         """
 
-    def put_tree(self, folder: Path, name: str, *, last: str) -> None:
-        """Store a local folder's files below `name`, the file `last` being the last to appear.
+    def replace(self, name: str, data: bytes, entry: Entry | None) -> None:
+        """Store bytes where the object still is what `entry` says (None: where there is none).
 
-        Raises FileExistsError when something is there already.
+        Raises FileExistsError when it has changed since.
         """
+
+    def put_tree(self, folder: Path, name: str) -> None:
+        """Store a local folder's files below `name`, where nothing is yet."""
+
+    def move_tree(self, source: str, target: str, *, order: Callable[[str], Any]) -> None:
+        """Move everything below `source` to `target`, in one moment or in the order of a sort key.
+
+        Raises FileExistsError when something is at `target` already.
+        """
+
+    def delete_tree(self, name: str, *, first: str = "") -> None:
+        """Remove everything below `name`, the file `first` first; nothing there is fine."""
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is fine."""
@@ -133,22 +148,23 @@ class LocalStore:
                 f"{self.uri} {found}, expected a folder", hint="check the path and the mount"
             )
         with self._translated():
-            entries = sorted(self._walk(self.root, ""), key=lambda entry: entry.name)
-        yield from (entry for entry in entries if entry.name.startswith(prefix))
+            yield from sorted(self._walk(self.root, "", prefix), key=lambda entry: entry.name)
 
-    def _walk(self, folder: Path, base: str) -> Iterator[Entry]:
+    def _walk(self, folder: Path, base: str, prefix: str) -> Iterator[Entry]:
         empty = True
-        with os.scandir(folder) as children:
+        # What another job removes while this goes on is left out, as a bucket's listing would.
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as children:
             for child in children:
                 empty = False
                 name = base + child.name
-                if child.is_dir():
-                    yield from self._walk(Path(child.path), name + "/")
-                elif child.is_file():
-                    stat = child.stat()
-                    yield Entry(name, stat.st_size, stat.st_mtime_ns)
-        if empty and base:
-            yield Entry(base, 0, folder.stat().st_mtime_ns)
+                with contextlib.suppress(FileNotFoundError):
+                    if child.is_dir():
+                        if f"{name}/".startswith(prefix) or prefix.startswith(f"{name}/"):
+                            yield from self._walk(Path(child.path), name + "/", prefix)
+                    elif child.is_file() and name.startswith(prefix):
+                        yield _described(name, child.stat())
+            if empty and base:
+                yield _described(base, folder.stat())
 
     def read(self, name: str, entry: Entry | None = None) -> bytes:
         """Give the file's bytes; `entry` is not needed, a local file is read in one go."""
@@ -170,24 +186,46 @@ class LocalStore:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def put_tree(self, folder: Path, name: str, *, last: str) -> None:
-        """Copy a folder next to its place, then rename it: it appears whole, in one moment."""
-        staging = self.root / ".staging" / uuid.uuid4().hex
+    def replace(self, name: str, data: bytes, entry: Entry | None) -> None:
+        """Compare and store under a lock that other processes on this machine respect."""
         with self._translated():
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.root, os.O_RDONLY)
             try:
-                shutil.copytree(folder, staging)
-                # A rename onto an empty folder would succeed, so that is asked about first.
-                if (self.root / name).exists():
-                    raise FileExistsError(errno.EEXIST, "exists", str(self.root / name))
-                staging.rename(self.root / name)
-            except OSError as error:
-                if error.errno == errno.ENOTEMPTY:
-                    raise FileExistsError(errno.EEXIST, "exists", str(self.root / name)) from error
-                raise
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                found = next((e for e in self.list(name) if e.name == name), None)
+                if (found and found.generation) != (entry and entry.generation):
+                    raise FileExistsError(errno.EEXIST, "changed since it was read", name)
+                self.write(name, data)
             finally:
-                shutil.rmtree(staging, ignore_errors=True)
-                with contextlib.suppress(OSError):  # another job's bundle may be in there
-                    staging.parent.rmdir()
+                os.close(lock)
+
+    def put_tree(self, folder: Path, name: str) -> None:
+        """Copy a folder."""
+        with self._translated():
+            shutil.copytree(folder, self.root / name)
+
+    def move_tree(self, source: str, target: str, *, order: Callable[[str], Any]) -> None:
+        """Rename a folder: it appears whole, in one moment, so the order does not matter."""
+        with self._translated():
+            # A rename onto an empty folder would succeed, so that is asked about first.
+            if (self.root / target).exists():
+                raise FileExistsError(errno.EEXIST, "exists", str(self.root / target))
+            (self.root / target).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / source).rename(self.root / target)
+            with contextlib.suppress(OSError):  # another job's bundle may be in there
+                (self.root / source).parent.rmdir()
+
+    def delete_tree(self, name: str, *, first: str = "") -> None:
+        """Rename a folder out of sight, then remove it: it vanishes in one moment."""
+        doomed = self.root / ".staging" / f"deleted-{uuid.uuid4().hex}"
+        with self._translated():
+            doomed.parent.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                (self.root / name).rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                doomed.parent.rmdir()
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is fine."""
@@ -213,3 +251,10 @@ class LocalStore:
             # A read-only mount is for a person to mend; a full disk or a stale mount may pass.
             kind = ConfigError if error.errno == errno.EROFS else UnavailableError
             raise kind(f"{error.filename or self.uri}: {error.strerror}") from error
+
+
+def _described(name: str, stat: os.stat_result) -> Entry:
+    # The clock of a file system ticks every few milliseconds; a rename changes the inode at once.
+    generation = (stat.st_mtime_ns << 20) ^ stat.st_ino
+    size = 0 if name.endswith("/") else stat.st_size
+    return Entry(name, size, generation, modified=stat.st_mtime)

@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "summary": {"config", "evaluate", "predict", "result"},
     "predict": {"dataset", "embed", "errors", "evaluate", "images", "publish", "storage"},
     "manifest": {"config", "embed", "result"},
+    "versions": {"errors", "publish", "storage"},
     "publish": {"config", "errors", "storage"},
     "export": {"backbone", "config", "errors", "graphs", "head", "images"},
     "evaluate": {"config", "errors"},

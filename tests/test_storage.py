@@ -85,20 +85,22 @@ def test_reading_what_is_not_there(store: Store) -> None:
     store.delete("nope")
 
 
-def test_a_tree_appears_with_its_last_file_last(store: Store, tmp_path: Path) -> None:
-    """put_tree stores every file and refuses a name that is taken, leaving it alone."""
+def test_trees_are_put_moved_and_deleted(store: Store, tmp_path: Path) -> None:
+    """A folder's files go to a place, all to another, and away, touching nothing else."""
     tree = tmp_path / "tree"
     (tree / "variables").mkdir(parents=True)
     (tree / "variables" / "v").write_bytes(b"v")
     (tree / "saved_model.pb").write_bytes(b"one")
     store.write("keep", b"")
-    store.put_tree(tree, "7", last="saved_model.pb")
-    assert names(store) == ["7/saved_model.pb", "7/variables/v", "keep"]
-    (tree / "saved_model.pb").write_bytes(b"two")
-    with pytest.raises(FileExistsError):
-        store.put_tree(tree, "7", last="saved_model.pb")
+    store.write("77/other", b"")
+    store.put_tree(tree, "staged/x")
+    assert names(store) == ["77/other", "keep", "staged/x/saved_model.pb", "staged/x/variables/v"]
+    store.move_tree("staged/x", "7", order=str)
+    assert names(store) == ["7/saved_model.pb", "7/variables/v", "77/other", "keep"]
     assert store.read("7/saved_model.pb") == b"one"
-    assert names(store) == ["7/saved_model.pb", "7/variables/v", "keep"]
+    store.delete_tree("7", first="saved_model.pb")
+    store.delete_tree("7")
+    assert names(store) == ["77/other", "keep"]
 
 
 def test_the_writable_check_leaves_nothing(store: Store) -> None:
