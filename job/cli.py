@@ -10,26 +10,18 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from job import __version__
+from job.cli_versions import COMMANDS
 from job.config import RunConfig
 from job.errors import ConfigError, DataError, RegraftError, Stopped
-from job.options import check_environment, common_options, config_options, option
-from job.progress import (
-    LOGGER,
-    BarProgress,
-    LogProgress,
-    Progress,
-    import_tensorflow,
-    set_up_logging,
-)
+from job.options import begin, common_options, config_options, option
+from job.progress import LOGGER, import_tensorflow, set_up_logging
 from job.result import Result
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+from job.terminal import print_table
 
 TERMINATION_LOG = Path("/dev/termination-log")
 
@@ -66,23 +58,24 @@ def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
     """Run the pipeline, or only its plan, and leave the result however it ends."""
     result = Result()
     try:
-        style, progress, console = set_up(log_format)
+        style, progress, console = begin(log_format)
         config = RunConfig(**options)
         import_tensorflow()
-        from job import pipeline, summary
+        from job import pipeline, stages, summary
 
+        facts = None
         if dry:
-            pipeline.make_plan(config, progress, result)
+            stages.make_plan(config, progress, result)
             result.status = "planned"
         else:
-            report = pipeline.run(config, progress, result)
+            facts = pipeline.run(config, progress, result)
     except BaseException as error:
         result.fail(error)
         raise
     finally:
         emit(result, options["result_file"])
     if style == "text" and not dry:
-        console.print(summary.run_summary(config, result, report))
+        console.print(summary.run_summary(config, result, facts))
 
 
 @cli.command()
@@ -92,7 +85,7 @@ def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 def predict(log_format: str, model: str, top: int, images: tuple[Path, ...]) -> None:
     """Ask a published model what is on IMAGES; one JSON object a line when not on a terminal."""
-    style, _, _ = set_up(log_format)
+    style, _, _ = begin(log_format)
     import_tensorflow()
     from job import predict as prediction
     from job import summary
@@ -127,7 +120,7 @@ def predict(log_format: str, model: str, top: int, images: tuple[Path, ...]) -> 
 @option("fetch_threads", type=click.IntRange(1, 512), default=32, help="Images fetched at once.")
 def evaluate(log_format: str, model: str, data: str, split: str, fetch_threads: int) -> None:
     """Score a published model on the images in --data."""
-    style, progress, _ = set_up(log_format)
+    style, progress, _ = begin(log_format)
     import_tensorflow()
     from job import predict as prediction
     from job import summary
@@ -157,24 +150,15 @@ def backbone() -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def build_backbone(log_format: str, handle: str, folder: Path) -> None:
     """Write HANDLE (builtin:efficientnet-lite0) to FOLDER as a TensorFlow Hub module."""
-    set_up(log_format)
+    begin(log_format)
     import_tensorflow()
     from job.backbone import build_builtin
 
     build_builtin(handle, folder)
 
 
-def set_up(log_format: str) -> tuple[str, Progress, Console]:
-    """Give the style of the output, where progress goes, and the console on stderr."""
-    from rich.console import Console
-
-    terminal = sys.stderr.isatty()
-    # Without a terminal there is no width to fold to, and 80 columns would cut a path in two.
-    console = Console(stderr=True, width=None if terminal else 160)
-    style = ("text" if terminal else "json") if log_format == "auto" else log_format
-    set_up_logging(style)
-    check_environment([*cli.commands.values(), *backbone.commands.values()])
-    return style, BarProgress(console) if terminal and style == "text" else LogProgress(), console
+for _command in COMMANDS:
+    cli.add_command(_command)
 
 
 def emit(result: Result, target: Path | None) -> None:
@@ -240,10 +224,3 @@ def _refuse(error: click.ClickException) -> int:
 def _stop(number: int, frame: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise Stopped("stopped by SIGTERM", hint="run the same command again")
-
-
-def print_table(table: RenderableType) -> None:
-    """Print a table to stdout, at the terminal's width or wide enough not to cut a path."""
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -63,11 +63,42 @@ class RunConfig:
     l2: float | None = option(
         "L2 penalty of the head; chosen on the validation images when it is not given.", low=0
     )
+    force: bool = option(
+        "Train and publish even when inputs and configuration are those of the version in service.",
+        False,
+    )
+    allow_label_change: bool = option(
+        "Let labels of the version in service be removed, and class indices change.", False
+    )
+    min_accuracy: float | None = option(
+        "Refuse a model whose test accuracy is below this.", low=0, high=1
+    )
+    min_recall_per_class: float | None = option(
+        "Refuse a model whose test recall of any label is below this.", low=0, high=1
+    )
+    gate_alpha: float = option(
+        "Refuse a model that is worse than the one in service on the same test images at this "
+        "significance (exact McNemar tests, overall and per label); 0 turns the comparison off.",
+        0.05,
+        low=0,
+        high=0.5,
+    )
+    serving_url: str | None = option(
+        "TensorFlow Serving's REST address (http://host:8501): wait until it serves the new "
+        "version, compare its answers, and roll back when it does not."
+    )
+    serving_timeout: float = option(
+        "Seconds that the server at --serving-url has to come up with it.", 180.0, low=1, high=3600
+    )
     batch_size: int = option("Images per forward pass of the backbone.", 32, low=1, high=4096)
     fetch_threads: int = option("Images fetched and decoded at once.", 32, low=1, high=512)
     work_dir: Path | None = option(
         "Folder for fetched modules and the export; a temporary one when it is not given."
     )
+    summary_file: Path | None = option(
+        "Where a Markdown summary is appended; $GITHUB_STEP_SUMMARY where that is set."
+    )
+    junit_file: Path | None = option("Where the gate's checks go as JUnit XML.")
     result_file: Path | None = option(
         "Where the result goes as one JSON object; /dev/termination-log where it is writable."
     )

@@ -45,7 +45,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The examples of a data set, sorted by name, and their labels, sorted.
+    """The examples of a data set, sorted by name, and their labels.
 
     `labels[i]` is the line of `labels.txt` for class index `i`.
     """
@@ -57,6 +57,12 @@ class Index:
         """Give the number of examples on one side of the split."""
         return sum(example.split is split for example in self.examples)
 
+    def arranged(self, labels: tuple[str, ...]) -> Index:
+        """Give the index with the same labels in another order, each example keeping its own."""
+        moved = [labels.index(label) for label in self.labels]
+        examples = (replace(e, class_index=moved[e.class_index]) for e in self.examples)
+        return Index(labels, tuple(examples))
+
     def without(self, names: Iterable[str]) -> Index:
         """Give the index less the examples of these names; the labels stay."""
         gone = frozenset(names)
@@ -64,14 +70,15 @@ class Index:
 
 
 def build_index(store: Store, validation_percent: float, test_percent: float) -> Index:
-    """List a data set of one folder per label and split it.
+    """List a data set of one folder per label and split it; the labels are sorted.
 
     Raises DataError when there is nothing to learn: no images, fewer than two labels, a label
     without images, two labels that are the same line of `labels.txt`, or a label that is missing
     on one side of the split.
     """
     folders = scan(store)
-    labels = _labels(store.uri, {folder: len(entries) for folder, entries in folders.items()})
+    counts = {folder: len(entries) for folder, entries in folders.items()}
+    labels = _labels(store.uri, counts)
     split_of = splitter(validation_percent, test_percent)
     examples = [
         Example(entry, labels.index(label_line(folder)), split_of(entry.name))

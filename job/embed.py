@@ -17,7 +17,7 @@ from job.backbone import Backbone
 from job.dataset import Example, Index
 from job.graphs import freeze
 from job.images import UnreadableImage, loader
-from job.storage import Store
+from job.storage import Store, crc32c
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,15 @@ class Embeddings:
     """The embeddings of the readable examples of an index.
 
     `features` is float32 `[n,d]` and `digests` the SHA-256 of each file, hexadecimal; row i of both
-    belongs to `index.examples[i]`.
+    belongs to `index.examples[i]`. `checksums` has the CRC32C of every file that was read, by name,
+    those that did not decode included.
     """
 
     index: Index
     features: np.ndarray
     digests: tuple[str, ...]
     skipped: tuple[Skipped, ...]
+    checksums: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Loaded:
 
     example: Example
     digest: str
+    checksum: str
     pixels: np.ndarray | None
     reason: str = ""
 
@@ -73,12 +76,15 @@ def embed(
     digests: list[str] = []
     skipped: list[Skipped] = []
     batch: list[np.ndarray] = []
+    checksums: dict[str, str] = {}
 
     def flush() -> None:
         features[len(digests) - len(batch) : len(digests)] = forward(batch)
         batch.clear()
 
     for loaded in load_all(store, index.examples, backbone.image_size, batch_size, threads):
+        if loaded.checksum:
+            checksums[loaded.example.name] = loaded.checksum
         if loaded.pixels is None:
             skipped.append(Skipped(loaded.example.name, loaded.reason))
         else:
@@ -90,7 +96,8 @@ def embed(
     if batch:
         flush()
     readable = index.without(item.name for item in skipped)
-    return Embeddings(readable, features[: len(digests)], tuple(digests), tuple(skipped))
+    features = features[: len(digests)]
+    return Embeddings(readable, features, tuple(digests), tuple(skipped), checksums)
 
 
 class Forward:
@@ -150,9 +157,10 @@ def _load(store: Store, example: Example, decode: Callable[[bytes], np.ndarray])
     try:
         contents = store.read(example.name, example.entry)
     except FileNotFoundError:
-        return Loaded(example, "", None, "removed or replaced since it was listed")
+        return Loaded(example, "", "", None, "removed or replaced since it was listed")
     digest = hashlib.sha256(contents).hexdigest()
+    checksum = example.entry.crc32c or crc32c(contents)
     try:
-        return Loaded(example, digest, decode(contents))
+        return Loaded(example, digest, checksum, decode(contents))
     except UnreadableImage as error:
-        return Loaded(example, digest, None, str(error))
+        return Loaded(example, digest, checksum, None, str(error))

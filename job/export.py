@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,12 @@ class ServedModel(tf.Module):  # type: ignore[misc]
     `[n,classes]`, softmax, in the order of `labels.txt`.
     `serve_bytes`: `image_bytes` string `[n]` (JPEG, PNG, GIF, BMP, WebP) gives the same
     `prediction`, and `classes` string `[n,classes]` with `scores` float32, the best first.
+
+    The labels are inside twice: as the constant behind `classes`, and as the asset
+    `assets/labels.txt`, whose SHA-256 is the variable-free attribute `labels_digest`.
     """
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, labels_file: Path) -> None:
         super().__init__(name="regraft")
         self._backbone = classifier.backbone
         # Tracked under this name, so that the backbone's variables and tables are saved.
@@ -44,6 +48,8 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         self.kernel = tf.Variable(classifier.head.kernel, trainable=False, name="kernel")
         self.bias = tf.Variable(classifier.head.bias, trainable=False, name="bias")
         self.labels = tf.constant(classifier.labels, tf.string)
+        self.labels_file = tf.saved_model.Asset(str(labels_file))
+        self.labels_digest = tf.constant(hashlib.sha256(labels_file.read_bytes()).hexdigest())
 
         @tf.function(input_signature=[self.image_spec()])  # type: ignore[untyped-decorator]
         def serve_image(image: Any) -> dict[str, Any]:
@@ -74,13 +80,13 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         return tf.nn.softmax(self._backbone.embed(image) @ self.kernel + self.bias)
 
 
-def write_saved_model(model: ServedModel, labels: tuple[str, ...], folder: Path) -> None:
+def write_saved_model(model: ServedModel, folder: Path) -> None:
     """Write the SavedModel with both signatures."""
     signatures = {"serving_default": model.serve_image, "serve_bytes": model.serve_bytes}
     tf.saved_model.save(model, str(folder), signatures=signatures)
 
 
-def write_frozen_graph(model: ServedModel, labels: tuple[str, ...], folder: Path) -> None:
+def write_frozen_graph(model: ServedModel, folder: Path) -> None:
     """Write `frozen_graph.pb`: input `image`, output `final_result`, no variables."""
     function = tf.function(model.predict).get_concrete_function(model.image_spec())
     height, width = model.image_spec().shape[1:3]
@@ -90,15 +96,16 @@ def write_frozen_graph(model: ServedModel, labels: tuple[str, ...], folder: Path
     (folder / "frozen_graph.pb").write_bytes(graph.SerializeToString(deterministic=True))
 
 
-def write_labels(model: ServedModel, labels: tuple[str, ...], folder: Path) -> None:
+def write_labels(labels: tuple[str, ...], folder: Path) -> Path:
     """Write `labels.txt`: one label a line, the line number being the class index."""
-    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), "utf-8")
+    path = folder / "labels.txt"
+    path.write_text("".join(f"{label}\n" for label in labels), "utf-8")
+    return path
 
 
-EXPORTERS: dict[str, Callable[[ServedModel, tuple[str, ...], Path], None]] = {
+EXPORTERS: dict[str, Callable[[ServedModel, Path], None]] = {
     "saved_model": write_saved_model,
     "frozen_graph": write_frozen_graph,
-    "labels": write_labels,
 }
 
 
@@ -108,9 +115,9 @@ def export(
     *,
     advance: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Write every format of `EXPORTERS` into `folder`, which is made."""
+    """Write `labels.txt` and every format of `EXPORTERS` into `folder`, which is made."""
     folder.mkdir(parents=True)
-    model = ServedModel(classifier)
+    model = ServedModel(classifier, write_labels(classifier.labels, folder))
     for write in EXPORTERS.values():
-        write(model, classifier.labels, folder)
+        write(model, folder)
         advance(1)

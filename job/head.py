@@ -17,10 +17,20 @@ class Head:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Give float32 `[n,c]`, each row summing to 1, for embeddings float32 `[n,d]`."""
-        logits = features @ self.kernel + self.bias
+        logits = self.logits(features)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         scores: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
         return scores
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Give float32 `[n,c]`, the scores before the softmax."""
+        scores: np.ndarray = features @ self.kernel + self.bias
+        return scores
+
+    def tempered(self, temperature: float) -> Head:
+        """Give the head with its logits divided by a temperature: other confidence, same order."""
+        divisor = np.float32(temperature)
+        return Head(self.kernel / divisor, self.bias / divisor)
 
     def log_loss(self, features: np.ndarray, classes: np.ndarray) -> float:
         """Give the mean of -log p(true class) in nats, for class indices int `[n]`."""

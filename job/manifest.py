@@ -7,29 +7,67 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import job
 from job.config import RunConfig
 from job.embed import Embeddings
+from job.images import PREPROCESSING_VERSION
 from job.result import Result
+from job.seal import canonical, seal
 
 PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "scipy", "google-cloud-storage")
 
+# The options that change what is trained; the others say where it goes and what may pass.
+TRAINING_OPTIONS = ("validation_percent", "test_percent", "max_skipped", "l2")
+
+
+def inputs_digest(
+    config: RunConfig,
+    labels: tuple[str, ...],
+    checksums: Mapping[str, str],
+    backbone: str,
+) -> str:
+    """Give the SHA-256 of all that decides what is trained.
+
+    `checksums` has the CRC32C of every file, unreadable ones included, by name relative to the data
+    URI; `backbone` is the backbone's digest. Where the data lies does not matter.
+    """
+    parts = {
+        "regraft": job.__version__,
+        "preprocessing": PREPROCESSING_VERSION,
+        "options": {name: getattr(config, name) for name in TRAINING_OPTIONS},
+        "labels": labels,
+        "files": sorted(checksums.items()),
+        "backbone": backbone,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
 
 def write_manifest(
-    folder: Path, config: RunConfig, embeddings: Embeddings, backbone: str, result: Result
+    folder: Path,
+    config: RunConfig,
+    embeddings: Embeddings,
+    backbone: str,
+    result: Result,
+    *,
+    temperature: float,
+    golden: dict[str, Any],
 ) -> None:
     """Write both files into a bundle, after everything else: the manifest lists every file.
 
     `examples.csv` has a row an image: name, label, split and SHA-256. The manifest holds the
-    digest of that file, so the two together pin every input. `backbone` is the backbone's digest.
+    digest of that file, so the two together pin every input. `backbone` is the backbone's digest,
+    `golden` what the trained model answered to the images in the warm-up records.
     """
     _write_examples(folder / "examples.csv", embeddings)
+    labels = embeddings.index.labels
     manifest = {
         "regraft": job.__version__,
         "inputs": {
+            "digest": inputs_digest(config, labels, embeddings.checksums, backbone),
             "data": {
                 "uri": config.data,
                 "digest": sha256(folder / "examples.csv"),
@@ -39,16 +77,20 @@ def write_manifest(
             "backbone": {"handle": config.backbone, "digest": backbone},
         },
         "configuration": config.as_json(),
-        "packages": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
-        "labels": list(embeddings.index.labels),
+        "packages": packages(),
+        "labels": list(labels),
         "metrics": result.metrics,
+        "temperature": temperature,
+        "golden": golden,
         "files": describe_files(folder),
     }
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    (folder / "manifest.json").write_text(text, "utf-8")
+    (folder / "manifest.json").write_text(canonical(seal(manifest)), "utf-8")
+
+
+def packages() -> dict[str, str]:
+    """Give the versions of Python and of the packages that decide the result."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **versions}
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

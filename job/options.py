@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import re
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from job.config import RunConfig, did_you_mean, read_options
 from job.errors import ConfigError
+from job.progress import Progress
+from job.terminal import set_up
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # What Kubernetes sets for a Service that happens to be called `regraft`: not meant as options.
 SERVICE_LINK = re.compile(r"REGRAFT_(SERVICE|PORT)(_.*)?|REGRAFT_.*_(SERVICE|PORT)(_.*)?")
@@ -62,9 +67,10 @@ def config_options(command: Any) -> Any:
         command = option(
             spec.name,
             type=click.Path(path_type=Path) if kind is Path else kind,
+            is_flag=kind is bool,
             default=default,
             required=spec.default is MISSING,
-            show_default=default is not None,
+            show_default=default is not None and kind is not bool,
             help=spec.metadata["help"],
         )(command)
     return command
@@ -76,12 +82,27 @@ def option(name: str, **settings: Any) -> Callable[[Any], Any]:
     return click.option(flag, envvar=f"REGRAFT_{name.upper()}", **settings)
 
 
-def check_environment(commands: Iterable[click.Command]) -> None:
+def begin(log_format: str) -> tuple[str, Progress, Console]:
+    """Set up logging and refuse misspelt variables; gives what `terminal.set_up` does."""
+    output = set_up(log_format)
+    check_environment(click.get_current_context().find_root().command)
+    return output
+
+
+def check_environment(root: click.Command) -> None:
     """Refuse a REGRAFT_ variable that is no option: a misspelt one would silently do nothing."""
-    known = {str(param.envvar) for command in commands for param in command.params if param.envvar}
+    known = set(_variables(root))
     for name in sorted(os.environ):
         if name.startswith("REGRAFT_") and name not in known and not SERVICE_LINK.fullmatch(name):
             raise ConfigError(
                 f"the environment variable {name} is no option{did_you_mean(name, known)}",
                 hint="`python -m job run --help` lists the options; remove it or mend its name",
             )
+
+
+def _variables(command: click.Command) -> Iterator[str]:
+    """Give the variables of a command and of all below it."""
+    yield from (str(param.envvar) for param in command.params if param.envvar)
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            yield from _variables(child)

@@ -50,6 +50,15 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """A model's answers: row i of `scores`, float32 `[n,c]`, is of `examples[i]`."""
+
+    examples: tuple[Example, ...]
+    scores: np.ndarray
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """The scores of a model on a data set, and the images that could not be read."""
 
@@ -58,13 +67,12 @@ class Evaluation:
 
 
 def load_model(uri: str) -> Model:
-    """Load a version (`MODELS/NAME/VERSION`), or a model's newest (`MODELS/NAME`), from any store.
+    """Load a version (`MODELS/NAME/VERSION`), or the one in service (`MODELS/NAME`).
 
     Raises ConfigError when there is none or when its files cannot be read.
     """
-    store = _version_store(open_store(uri), uri)
     with tempfile.TemporaryDirectory(prefix="regraft-") as temporary:
-        folder = store.root if isinstance(store, LocalStore) else _download(store, Path(temporary))
+        place, folder = fetch_version(uri, Path(temporary))
         try:
             labels = tuple((folder / "labels.txt").read_text("utf-8").splitlines())
             manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
@@ -74,10 +82,19 @@ def load_model(uri: str) -> Model:
             }
         except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
             raise ConfigError(
-                f"{store.uri} is no whole version: {error}",
+                f"{place} is no whole version: {error}",
                 hint="give --model a folder that Regraft published",
             ) from error
-    return Model(store.uri, labels, manifest, _Signatures(loaded, signatures))
+    return Model(place, labels, manifest, _Signatures(loaded, signatures))
+
+
+def fetch_version(uri: str, scratch: Path) -> tuple[str, Path]:
+    """Give a version's own URI and its local folder: downloaded to `scratch`, or where it is.
+
+    Raises ConfigError when there is no version at `uri`.
+    """
+    store = _version_store(open_store(uri), uri)
+    return store.uri, store.root if isinstance(store, LocalStore) else _download(store, scratch)
 
 
 class _Signatures:
@@ -92,8 +109,7 @@ class _Signatures:
 
 
 def _version_store(store: Store, uri: str) -> Store:
-    names = {entry.name for entry in store.list()}
-    if "saved_model.pb" in names:
+    if any(entry.name == "saved_model.pb" for entry in store.list("saved_model.pb")):
         return store
     if (version := in_service(store)) is not None:
         return store.child(str(version))
@@ -144,9 +160,29 @@ def evaluate_model(
 
     Raises DataError when a folder is no label of the model, or when no image is left.
     """
-    examples = _examples(model, data, split)
-    scores: list[np.ndarray] = []
-    classes: list[int] = []
+    scored = score_images(
+        model, data, _examples(model, data, split), threads=threads, advance=advance
+    )
+    if not scored.examples:
+        raise DataError(f"{data.uri}: no image of the split {split!r} could be read")
+    classes = np.array([example.class_index for example in scored.examples])
+    return Evaluation(evaluate(scored.scores, classes, model.labels), scored.skipped)
+
+
+def score_images(
+    model: Model,
+    data: Store,
+    examples: tuple[Example, ...],
+    *,
+    threads: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Scored:
+    """Ask the `serving_default` signature about examples, in batches; unreadable ones are left out.
+
+    Raises what the store raises.
+    """
+    scores = [np.empty((0, len(model.labels)), np.float32)]
+    kept: list[Example] = []
     skipped: list[Skipped] = []
     batch: list[np.ndarray] = []
     for loaded in load_all(data, examples, model.image_size, BATCH_SIZE, threads):
@@ -154,16 +190,13 @@ def evaluate_model(
             skipped.append(Skipped(loaded.example.name, loaded.reason))
         else:
             batch.append(loaded.pixels)
-            classes.append(loaded.example.class_index)
+            kept.append(loaded.example)
         if len(batch) == BATCH_SIZE:
             scores.append(_scores(model, batch))
         advance(1)
     if batch:
         scores.append(_scores(model, batch))
-    if not scores:
-        raise DataError(f"{data.uri}: no image of the split {split!r} could be read")
-    report = evaluate(np.concatenate(scores), np.array(classes), model.labels)
-    return Evaluation(report, tuple(skipped))
+    return Scored(tuple(kept), np.concatenate(scores), tuple(skipped))
 
 
 def _scores(model: Model, batch: list[np.ndarray]) -> np.ndarray:

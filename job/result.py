@@ -31,6 +31,10 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     error: dict[str, str] | None = None
 
+    def finish(self, status: str, models: str, version: int) -> None:
+        """Record the version that is in service now."""
+        self.status, self.version, self.uri = status, version, f"{models}/{version}"
+
     def fail(self, error: BaseException) -> None:
         """Record what ended the run."""
         self.status = "failed"

@@ -4,32 +4,63 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from job.config import RunConfig
-from job.evaluate import Report
-from job.predict import Prediction
-from job.result import Result
+if TYPE_CHECKING:  # what a command does not need it does not load
+    from job.config import RunConfig
+    from job.evaluate import Report
+    from job.gate import Comparison
+    from job.predict import Prediction
+    from job.report import Facts
+    from job.result import Result
+    from job.versions import Version
 
 
-def run_summary(config: RunConfig, result: Result, report: Report) -> RenderableType:
-    """Give the table of a published run: labels, images, accuracy, where it is and what next."""
+def run_summary(config: RunConfig, result: Result, facts: Facts | None) -> RenderableType:
+    """Give the table of a run: labels, images, accuracy, where the version is and what next."""
     images = result.images
-    table = _pairs(f"{config.name}: version {result.version} is published")
+    if facts is None:
+        table = _pairs(f"{config.name}: unchanged, version {result.version} stays in service")
+    else:
+        table = _pairs(f"{config.name}: version {result.version} is published")
     table.add_row("labels", f"{len(result.labels)}: {', '.join(result.labels[:12])}")
     table.add_row(
         "images",
         f"{images['total']}: {images['train']} train, {images['validation']} validation, "
         f"{images['test']} test, {images['skipped']} skipped",
     )
-    table.add_row("accuracy", accuracy_text(report))
+    if facts is not None:
+        table.add_row("accuracy", accuracy_text(facts.report))
+        if facts.comparison is not None:
+            table.add_row("before", comparison_text(facts.comparison))
     table.add_row("seconds", ", ".join(f"{k} {v:.1f}" for k, v in result.seconds.items()))
-    table.add_row("version", f"{result.uri}")
+    table.add_row("version", Text(f"{result.uri}"))
+    if facts is not None:
+        table.add_row("report", Text(f"{result.uri}/report/index.html"))
     table.add_row("serve", Text(serve_command(config, result)))
     table.add_row("predict", Text(f"python -m job predict --model {_q(result.uri)} IMAGE..."))
+    return table
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Give what changed on the same test images since the version in service."""
+    return (
+        f"{100 * comparison.accuracy_before:.1f} % by version {comparison.version}: "
+        f"{len(comparison.fixed)} images fixed, {len(comparison.broken)} newly wrong"
+    )
+
+
+def versions_table(versions: Iterable[Version]) -> RenderableType:
+    """Give a row a version."""
+    table = Table("version", "state", "channels", "in service", "test accuracy")
+    for item in versions:
+        accuracy = "" if item.accuracy is None else f"{item.accuracy:.3f}"
+        mark = "yes" if item.in_service else ""
+        table.add_row(f"{item.version}", item.state, ", ".join(item.channels), mark, accuracy)
     return table
 
 

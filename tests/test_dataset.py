@@ -33,6 +33,15 @@ def test_labels_are_sorted_folders(tmp_path: Path) -> None:
     assert by_name["zebra/1.jpg"] == 1
 
 
+def test_labels_can_be_arranged(tmp_path: Path) -> None:
+    """In another order of the labels each example still has its own."""
+    index = build_index(tree(tmp_path, ant=40, bee=40, cat=40), 20, 20)
+    moved = index.arranged(("cat", "ant", "bee"))
+    assert moved.labels == ("cat", "ant", "bee")
+    for example in moved.examples:
+        assert example.name.startswith(moved.labels[example.class_index])
+
+
 def test_leftovers_are_passed_over(tmp_path: Path) -> None:
     """Dot files, Thumbs.db and files next to the folders are no examples, dot folders no labels."""
     store = tree(tmp_path, a=40, b=40)

@@ -24,7 +24,8 @@ Captured = pytest.CaptureFixture[str]
 BUNDLE = {
     "saved_model.pb", "fingerprint.pb", "variables/variables.index",
     "variables/variables.data-00000-of-00001", "frozen_graph.pb", "labels.txt", "manifest.json",
-    "examples.csv",
+    "examples.csv", "assets/labels.txt", "assets.extra/tf_serving_warmup_requests",
+    "report/index.html", "report/metrics.json", "report/confusion.png", "report/reliability.png",
 }  # fmt: skip
 
 
@@ -69,12 +70,14 @@ def test_squares_are_learned_and_published_whole(
     assert result["metrics"]["test_accuracy"] == 1.0
     assert result["labels"] == ["cyan", "magenta", "yellow"]
     assert set(result["seconds"]) == {
-        "index", "backbone", "embed", "fit", "evaluate", "export", "publish"
+        "index", "backbone", "embed", "fit", "evaluate", "gate", "export", "verify", "publish",
     }  # fmt: skip
     version = tmp_path / "m" / "squares" / str(result["version"])
     assert result["uri"] == str(version)
     assert {p.relative_to(version).as_posix() for p in version.rglob("*") if p.is_file()} == BUNDLE
-    assert [path.name for path in version.parent.iterdir()] == [version.name]
+    assert {path.name for path in version.parent.iterdir()} == {
+        version.name, "channels.json", ".claims"
+    }  # fmt: skip
     names_its_colours(version)
 
 
@@ -174,7 +177,7 @@ def test_a_second_run_trains_the_same_weights(
     colours: Path, module: str, tmp_path: Path, capsys: Captured
 ) -> None:
     """Two runs over one input publish two versions with the same bytes of weights."""
-    flags = ["--data", colours, "--models", tmp_path / "m", "--backbone", module]
+    flags = ["--data", colours, "--models", tmp_path / "m", "--backbone", module, "--force"]
     first, second = (run(capsys, *flags)[1] for _ in range(2))
     assert second["version"] > first["version"]
     name = "variables/variables.data-00000-of-00001"
@@ -200,7 +203,7 @@ def test_skipped_images_are_named_and_too_many_are_exit_3(
     assert code == 3
     assert "cyan/007.jpg" in result["error"]["message"]
     assert "--max-skipped" in result["error"]["hint"]
-    assert len(list((tmp_path / "m" / "squares").iterdir())) == 1
+    assert len(list((tmp_path / "m").rglob("saved_model.pb"))) == 1
 
 
 def test_a_label_that_cannot_be_read_at_all_is_exit_3(

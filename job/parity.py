@@ -1,0 +1,138 @@
+"""What an export answers to the golden images, against what the trained model answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from job.export import FROZEN_INPUT, FROZEN_OUTPUT
+
+# Of a probability, where the manifest gives none: int8 weights and activations cost about this.
+TFLITE_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a version says of itself.
+
+    Row i of `pixels`, float32 `[n,h,w,3]` in [0,1], and of `predictions`, float32 `[n,c]`, belongs
+    to the image `names[i]`, whose file is `contents[i]`. `labels[j]` names class index j. The
+    tolerances are of a probability; `tflite_tolerance` is by file name.
+    """
+
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    contents: tuple[bytes, ...]
+    pixels: np.ndarray
+    predictions: np.ndarray
+    tolerance: float
+    tflite_tolerance: dict[str, float]
+
+
+def signature_problems(signatures: Any, expected: Expected) -> Iterator[str]:
+    """Ask both signatures of a loaded SavedModel, one image at a time and all at once."""
+    contents = np.array(expected.contents, object)
+
+    def ask_pixels(rows: slice) -> dict[str, Any]:
+        answer: dict[str, Any] = signatures["serving_default"](image=expected.pixels[rows])
+        return answer
+
+    def ask_bytes(rows: slice) -> dict[str, Any]:
+        answer: dict[str, Any] = signatures["serve_bytes"](image_bytes=tf.constant(contents[rows]))
+        return answer
+
+    for size in sorted({1, len(contents)}):
+        for name, ask in (("serving_default", ask_pixels), ("serve_bytes", ask_bytes)):
+            door = f"saved_model.pb: {name} at batch size {size}"
+            answer = _ask_all(ask, len(contents), size)
+            yield from _parity(door, answer["prediction"], expected, expected.tolerance)
+            if name == "serve_bytes":
+                yield from _ranking_problems(door, answer, expected)
+
+
+def frozen_problems(path: Path, expected: Expected) -> Iterator[str]:
+    """Ask a frozen graph as a TF1 client does, one image at a time and all at once."""
+    definition = tf.compat.v1.GraphDef.FromString(path.read_bytes())
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(definition, name="")
+        with tf.compat.v1.Session(graph=graph) as session:
+
+            def ask(rows: slice) -> dict[str, Any]:
+                feed = {f"{FROZEN_INPUT}:0": expected.pixels[rows]}
+                return {"prediction": session.run(f"{FROZEN_OUTPUT}:0", feed)}
+
+            for size in sorted({1, len(expected.names)}):
+                found = _ask_all(ask, len(expected.names), size)["prediction"]
+                door = f"{path.name} at batch size {size}"
+                yield from _parity(door, found, expected, expected.tolerance)
+
+
+def tflite_problems(path: Path, expected: Expected) -> Iterator[str]:
+    """Ask a TFLite model with one input and one output, float or quantised, image by image."""
+    interpreter = tf.lite.Interpreter(str(path))
+    interpreter.allocate_tensors()
+    (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def ask(rows: slice) -> dict[str, Any]:
+        pixels, kind = expected.pixels[rows], np.dtype(source["dtype"])
+        if np.issubdtype(kind, np.integer):
+            scale, zero = source["quantization"]
+            bounds = np.iinfo(kind)
+            pixels = np.clip(np.round(pixels / scale + zero), bounds.min, bounds.max)
+        interpreter.set_tensor(source["index"], pixels.astype(kind))
+        interpreter.invoke()
+        answer = interpreter.get_tensor(target["index"])
+        if np.issubdtype(answer.dtype, np.integer):
+            scale, zero = target["quantization"]
+            answer = (answer.astype(np.float32) - zero) * scale
+        return {"prediction": answer}
+
+    tolerance = float(expected.tflite_tolerance.get(path.name, TFLITE_TOLERANCE))
+    found = _ask_all(ask, len(expected.names), 1)["prediction"]
+    yield from _parity(path.name, found, expected, tolerance)
+
+
+def _ask_all(
+    ask: Callable[[slice], dict[str, Any]], count: int, size: int
+) -> dict[str, np.ndarray]:
+    """Ask for `count` images, `size` at a time, and join the answers by output name."""
+    answers = [ask(slice(start, start + size)) for start in range(0, count, size)]
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+
+def _parity(door: str, found: np.ndarray, expected: Expected, tolerance: float) -> Iterator[str]:
+    """Say which golden prediction is furthest off, if any is by more than `tolerance`."""
+    wanted = expected.predictions
+    if found.shape != wanted.shape:
+        yield f"{door} gives predictions of shape {found.shape}, expected {wanted.shape}"
+        return
+    off = np.nan_to_num(np.abs(found - wanted), nan=np.inf)
+    row, column = np.unravel_index(off.argmax(), off.shape)
+    if off[row, column] > tolerance:
+        yield (
+            f"{door} gives {expected.labels[column]!r} {found[row, column]:.6f} for "
+            f"{expected.names[row]!r}, expected the trained model's "
+            f"{wanted[row, column]:.6f} within {tolerance:g}"
+        )
+
+
+def _ranking_problems(
+    door: str, answer: dict[str, np.ndarray], expected: Expected
+) -> Iterator[str]:
+    """Check that `classes` names every label once, best first, with its own score in `scores`."""
+    class_of = {label.encode(): index for index, label in enumerate(expected.labels)}
+    for names, scores, prediction in zip(
+        answer["classes"], answer["scores"], answer["prediction"], strict=True
+    ):
+        if sorted(names) != sorted(class_of):
+            yield f"{door} gives the classes {list(names)}, expected {list(class_of)}"
+            return
+        own = prediction[[class_of[name] for name in names]]
+        if (np.diff(scores) > 0).any() or not np.array_equal(scores, own):
+            yield f"{door} gives the scores {scores} for {list(names)}, expected {own}, falling"
+            return

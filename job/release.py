@@ -1,0 +1,137 @@
+"""What leaves the job: the bundle, the refused model's report, the summaries, the server's word."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import uuid
+from pathlib import Path
+
+from job.backbone import Backbone
+from job.config import RunConfig
+from job.dataset import Split
+from job.embed import Embeddings
+from job.errors import ConfigError, GateRejected, PublishError
+from job.export import EXPORTERS, Classifier, export
+from job.manifest import write_manifest
+from job.progress import Progress, log
+from job.publish import read_listing
+from job.report import Facts, junit, markdown, write_report
+from job.result import Result
+from job.serving import compare_answers, wait_available
+from job.stages import Plan, Trained, rows
+from job.storage import Store
+from job.verify import Golden, golden_record, write_warmup
+from job.versions import rollback, withdraw
+
+# Golden images: one a label, as many as a warm-up should have.
+MOST_GOLDENS = 8
+
+# REST carries answers as decimal text.
+REST_TOLERANCE = 1e-4
+
+
+def write_bundle(
+    bundle: Path,
+    config: RunConfig,
+    backbone: Backbone,
+    embeddings: Embeddings,
+    trained: Trained,
+    facts: Facts,
+    goldens: list[Golden],
+    progress: Progress,
+    result: Result,
+) -> None:
+    """Write all that a version consists of into the folder `bundle`, which is made."""
+    with progress.phase("export", len(EXPORTERS)) as advance:
+        classifier = Classifier(backbone, trained.head, embeddings.index.labels)
+        export(classifier, bundle, advance=advance)
+        write_warmup(bundle, goldens)
+        write_report(bundle / "report", facts)
+        write_manifest(
+            bundle,
+            config,
+            embeddings,
+            backbone.digest,
+            result,
+            temperature=trained.temperature,
+            golden=golden_record(goldens),
+        )
+
+
+def choose_goldens(plan: Plan, embeddings: Embeddings, trained: Trained) -> list[Golden]:
+    """Give the smallest test image of each of the first labels, with the trained model's answer.
+
+    The images travel with the version as its warm-up records, so small ones will do.
+    """
+    features, _ = rows(embeddings, Split.TEST)
+    scores = trained.head.probabilities(features)
+    tests = [e for e in embeddings.index.examples if e.split is Split.TEST]
+    smallest: dict[int, int] = {}
+    for row in sorted(range(len(tests)), key=lambda row: tests[row].entry.size):
+        smallest.setdefault(tests[row].class_index, row)
+    chosen = [row for _, row in sorted(smallest.items())][:MOST_GOLDENS]
+    return [
+        Golden(tests[row].name, plan.data.read(tests[row].name, tests[row].entry), scores[row])
+        for row in chosen
+    ]
+
+
+def leave_summaries(config: RunConfig, facts: Facts) -> None:
+    """Write the Markdown summary and the JUnit file where they are asked for.
+
+    Raises ConfigError when one of the files cannot be written.
+    """
+    summary = config.summary_file or os.environ.get("GITHUB_STEP_SUMMARY")
+    try:
+        if summary:
+            with Path(summary).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(markdown(facts) + "\n")
+        if config.junit_file:
+            config.junit_file.write_text(junit(facts), "utf-8", "backslashreplace")
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}", hint="check the path") from error
+
+
+def reject(plan: Plan, facts: Facts, result: Result) -> None:
+    """Keep the report of a refused model below `.rejected/` and raise GateRejected."""
+    place = f".rejected/{uuid.uuid4().hex}"
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(Path(folder) / "report", facts)
+        plan.models.put_tree(Path(folder), place)
+    result.uri = f"{plan.models.uri}/{place}"
+    raise GateRejected(
+        "; ".join(facts.verdict.reasons),
+        hint=f"see {result.uri}/report/index.html; the version in service stays",
+    )
+
+
+def confirm_serving(
+    config: RunConfig, models: Store, version: int, goldens: list[Golden], progress: Progress
+) -> None:
+    """Wait until the server answers with the new version as the trained model did.
+
+    Raises PublishError, the version having been withdrawn, when it does not.
+    """
+    if config.serving_url is None:
+        return
+    try:
+        with progress.phase("serving"):
+            url, name = config.serving_url.rstrip("/"), config.name
+            wait_available(url, name, version, timeout=config.serving_timeout)
+            wrong = compare_answers(url, name, version, goldens, tolerance=REST_TOLERANCE)
+            if wrong:
+                raise PublishError(f"the server answers otherwise: {'; '.join(wrong[:3])}")
+    except BaseException as error:
+        take_back(models, version)
+        log(f"version {version} was withdrawn: {error}", level=logging.ERROR, version=version)
+        raise
+
+
+def take_back(models: Store, version: int) -> None:
+    """Withdraw a version that was just published; what was in service before is again."""
+    if any(other < version for other in read_listing(models).versions):
+        rollback(models)
+    else:
+        withdraw(models, version)

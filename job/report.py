@@ -1,0 +1,227 @@
+"""The report of a model: a page for people, figures for machines, summaries for pipelines."""
+
+from __future__ import annotations
+
+import json
+import math
+import string
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from job import figures
+from job.calibrate import calibration_error, reliability
+from job.evaluate import Report, log_loss
+from job.page import render
+from job.plots import plot_confusion, plot_reliability
+
+if TYPE_CHECKING:
+    from job.gate import Comparison, Verdict
+
+# More lines than this in a job summary are not read.
+MOST_MARKDOWN_LABELS = 30
+
+_MARKUP = {ord(c): f"\\{c}" for c in string.punctuation if c not in "-,"}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that a report is made of; n test images and c labels.
+
+    `names` are the test images' names relative to the data, `classes` their true class indices,
+    int `[n]`. `scores` are probabilities float32 `[n,c]` as published, `uncalibrated` the same at
+    a temperature of 1. `report` is of `scores`. `images` and `seconds` are as in `Result`.
+    `provenance` is shown as given. `read_image` gives the bytes of a test image by its name, or
+    None; it is called from several threads.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    classes: np.ndarray
+    scores: np.ndarray
+    uncalibrated: np.ndarray
+    temperature: float
+    report: Report
+    comparison: Comparison | None
+    verdict: Verdict
+    images: dict[str, Any]
+    seconds: dict[str, float]
+    provenance: dict[str, str]
+    read_image: Callable[[str], bytes | None]
+
+
+def write_report(folder: Path, facts: Facts) -> None:
+    """Write index.html, metrics.json, confusion.png and reliability.png; makes the folder.
+
+    Raises what `facts.read_image` raises.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.html").write_text(render(facts), "utf-8")
+    text = json.dumps(metrics(facts), allow_nan=False, separators=(",", ":"), sort_keys=True)
+    (folder / "metrics.json").write_text(text + "\n", "utf-8")
+    plot_confusion(folder / "confusion.png", facts.report.confusion, facts.labels)
+    scores = (facts.uncalibrated, facts.scores)
+    plot_reliability(folder / "reliability.png", *scores, facts.classes, facts.temperature)
+
+
+def metrics(facts: Facts) -> dict[str, Any]:
+    """Give every figure of the report, ready for JSON: floats have 6 decimals, or are null."""
+    report = facts.report
+    labels = [asdict(score) | {"f1": figures.f1(score)} for score in report.per_label]
+    found: dict[str, Any] = _plain(
+        {
+            "name": facts.name,
+            "verdict": asdict(facts.verdict),
+            "test": {"n": report.n, **report.metrics, "accuracy_ci95": report.accuracy_ci95},
+            "labels": labels,
+            "confusion": report.confusion.tolist(),
+            "calibration": {
+                "temperature": facts.temperature,
+                "before": _calibration(facts.uncalibrated, facts.classes),
+                "after": _calibration(facts.scores, facts.classes),
+            },
+            "mistakes": _mistakes(facts),
+            "comparison": asdict(facts.comparison) if facts.comparison else None,
+            "images": facts.images,
+            "seconds": facts.seconds,
+            "provenance": facts.provenance,
+        }
+    )
+    return found
+
+
+def _calibration(scores: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
+    return {
+        "error": calibration_error(scores, classes),
+        "log_loss": log_loss(scores, classes),
+        "bins": [asdict(item) for item in reliability(scores, classes)],
+    }
+
+
+def _mistakes(facts: Facts) -> list[dict[str, Any]]:
+    """Give every misclassified test image, the most confident mistake first."""
+    found = []
+    for row in figures.mistakes(facts.scores, facts.classes):
+        true, predicted = int(facts.classes[row]), int(facts.scores[row].argmax())
+        found.append(
+            {
+                "name": facts.names[row],
+                "label": facts.labels[true],
+                "label_score": facts.scores[row, true],
+                "predicted": facts.labels[predicted],
+                "predicted_score": facts.scores[row, predicted],
+            }
+        )
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Turn numbers into what JSON has: JSON knows neither NumPy nor infinity."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return round(float(value), 6) if math.isfinite(value) else None
+    return value
+
+
+def markdown(facts: Facts) -> str:
+    """Give a summary in GitHub's Markdown: verdict, accuracy, comparison, labels."""
+    report = facts.report
+    low, high = (figures.percent(bound) for bound in report.accuracy_ci95)
+    error = calibration_error(facts.scores, facts.classes)
+    lines = [
+        f"## {_md(facts.name)}: {'passed' if facts.verdict.passed else 'refused by'} the gate",
+        "",
+        *(f"- {_md(reason)}" for reason in facts.verdict.reasons),
+        *([""] if facts.verdict.reasons else []),
+        f"**Accuracy {figures.percent(report.accuracy)}** of {report.n} test images "
+        f"(95 % interval {low} to {high}), calibration error {figures.percent(error)}.",
+        "",
+        *(_comparison_lines(facts.comparison) if facts.comparison else []),
+        "| label | images | precision | recall | F1 |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    rows = figures.weakest_first(report.per_label)
+    for score in rows[:MOST_MARKDOWN_LABELS]:
+        shares = (score.precision, score.recall, figures.f1(score))
+        cells = " | ".join(figures.percent(share) if score.count else "-" for share in shares)
+        lines.append(f"| {_md(score.label)} | {score.count} | {cells} |")
+    if len(rows) > MOST_MARKDOWN_LABELS:
+        lines += ["", f"{len(rows) - MOST_MARKDOWN_LABELS} more labels did better."]
+    return "\n".join(lines) + "\n"
+
+
+def _comparison_lines(comparison: Comparison) -> list[str]:
+    difference = comparison.accuracy_after - comparison.accuracy_before
+    low, high = (figures.points(bound) for bound in comparison.difference_ci95)
+    return [
+        f"Version {comparison.version} had {figures.percent(comparison.accuracy_before)} of the "
+        f"same images: {figures.points(difference)} points (95 % interval {low} to {high}), "
+        f"{len(comparison.fixed)} fixed, {len(comparison.broken)} newly broken, "
+        f"is it worse: {figures.p_value(comparison.p_value)}.",
+        "",
+    ]
+
+
+def _md(text: str) -> str:
+    """Escape all that Markdown could take for markup: CommonMark 0.31, section 2.4."""
+    return figures.shown(text).translate(_MARKUP)
+
+
+def junit(facts: Facts) -> str:
+    """Give JUnit XML: one test case for all images together, and one for each label.
+
+    A case fails for the reasons of the verdict that concern it, the first for those which name no
+    label; a label without test images is skipped.
+    """
+    reasons = {label: _about(label, facts) for label in facts.labels}
+    claimed = {reason for found in reasons.values() for reason in found}
+    general = [reason for reason in facts.verdict.reasons if reason not in claimed]
+    if not facts.verdict.passed and not facts.verdict.reasons:
+        general = ["refused without a reason"]
+    name = figures.shown(facts.name)
+    suite = ET.Element("testsuite", name=name)
+    _case(suite, f"{name}.gate", "all images", general, _figures_line(facts.report))
+    for score in facts.report.per_label:
+        line = f"precision {score.precision:.4f}, recall {score.recall:.4f}, {score.count} images"
+        skipped = "" if score.count else "no test images"
+        _case(suite, f"{name}.labels", score.label, reasons[score.label], line, skipped)
+    for attribute, path in (
+        ("tests", "testcase"),
+        ("failures", ".//failure"),
+        ("skipped", ".//skipped"),
+    ):
+        suite.set(attribute, str(len(suite.findall(path))))
+    suite.set("errors", "0")
+    root = ET.Element("testsuites")
+    root.append(suite)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, "unicode") + "\n"
+
+
+def _about(label: str, facts: Facts) -> list[str]:
+    # The gate writes a label into its reasons as Python does.
+    return [reason for reason in facts.verdict.reasons if repr(label) in reason]
+
+
+def _case(
+    suite: ET.Element, group: str, name: str, reasons: list[str], line: str, skipped: str = ""
+) -> None:
+    case = ET.SubElement(suite, "testcase", classname=group, name=figures.shown(name), time="0")
+    if reasons:
+        text = figures.shown("; ".join(reasons))
+        ET.SubElement(case, "failure", message=text, type="gate").text = text
+    elif skipped:
+        ET.SubElement(case, "skipped", message=skipped)
+    ET.SubElement(case, "system-out").text = line
+
+
+def _figures_line(report: Report) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in report.metrics.items())

@@ -1,0 +1,229 @@
+"""A version on disk answers as the trained model did, through every door, or says where not.
+
+The golden images are a few test images: their bytes are the warm-up requests of the version, so
+TensorFlow Serving runs them too, and the trained model's answers are in `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+from job.errors import PublishError
+from job.images import loader
+from job.modules import brief
+from job.parity import Expected, frozen_problems, signature_problems, tflite_problems
+from job.seal import MANIFEST, file_problems, read_manifest
+
+WARMUP = "assets.extra/tf_serving_warmup_requests"
+MAX_GOLDENS = 8  # TensorFlow Serving runs them all before a version is available
+
+# Of a probability. float32 sums in another order differ by about 1e-6.
+TOLERANCE = 1e-5
+
+# Prints {"problems": [...]} as its last line; the folder is its last argument.
+COMMAND = (sys.executable, "-m", "job", "verify", "--log-format", "json", "--model")
+TIMEOUT = 600.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A test image: its file's `contents` and the trained model's answer, float32 `[c]`."""
+
+    name: str
+    contents: bytes
+    prediction: np.ndarray
+
+
+def write_warmup(folder: Path, goldens: Sequence[Golden]) -> None:
+    """Write the warm-up records of the SavedModel in `folder`, for at most `MAX_GOLDENS` images.
+
+    `serve_bytes` is asked about all of them at once and about the first alone, `serving_default`
+    about the first one's pixels.
+    """
+    if not 1 <= len(goldens) <= MAX_GOLDENS:
+        raise ValueError(f"{len(goldens)} golden images, expected 1 to {MAX_GOLDENS}")
+    contents = [golden.contents for golden in goldens]
+    requests = (
+        ("serve_bytes", "image_bytes", tf.make_tensor_proto(contents)),
+        ("serve_bytes", "image_bytes", tf.make_tensor_proto(contents[:1])),
+        ("serving_default", "image", tf.make_tensor_proto(_decode(folder, contents[:1]))),
+    )
+    path = folder / WARMUP
+    path.parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for signature, name, tensor in requests:
+            log = prediction_log_pb2.PredictionLog()
+            log.predict_log.request.model_spec.signature_name = signature
+            log.predict_log.request.inputs[name].CopyFrom(tensor)
+            file.write(log.SerializeToString(deterministic=True))
+
+
+def golden_record(goldens: Sequence[Golden]) -> dict[str, Any]:
+    """Give what `manifest.json` holds under `golden`: names, predictions and the tolerance."""
+    return {
+        "names": [golden.name for golden in goldens],
+        "predictions": [golden.prediction.tolist() for golden in goldens],
+        "tolerance": TOLERANCE,
+    }
+
+
+def find_problems(folder: Path) -> list[str]:
+    """Check one whole version on disk; [] when it is sound, else sentences that name the files.
+
+    First every file against the manifest: where that fails nothing is loaded. Then the labels
+    wherever they are; the golden images through both signatures and the frozen graph, one by one
+    and all at once, and through each TFLite file; and the warm-up requests.
+    """
+    if problems := file_problems(folder):
+        return problems
+    manifest = read_manifest(folder)
+    with _collect(problems, MANIFEST):
+        labels, golden = tuple(manifest["labels"]), manifest["golden"]
+        problems += _label_problems(folder, labels)
+        names = tuple(golden["names"])
+        predictions = np.array(golden["predictions"], np.float32)
+        if predictions.shape != (len(names), len(labels)):
+            raise ValueError(f"{predictions.shape} predictions of {len(names)} golden images")
+        with _collect(problems, WARMUP):
+            requests = _read_warmup(folder)
+            contents = _golden_contents(requests, len(names))
+            expected = Expected(
+                labels,
+                names,
+                contents,
+                _decode(folder, contents),
+                predictions,
+                float(golden["tolerance"]),
+                golden.get("tflite_tolerance", {}),
+            )
+            problems += _answer_problems(folder, expected, requests)
+    return problems
+
+
+def verify_fresh(
+    folder: Path, *, command: Sequence[str] = COMMAND, timeout: float = TIMEOUT
+) -> None:
+    """Check a version as `find_problems` does, in a fresh process that knows only its files.
+
+    Raises PublishError with the problems, or when that process crashes or takes longer than
+    `timeout` seconds.
+    """
+    # Options of this run are not for that process, and this one holds all of a GPU's memory.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("REGRAFT_")}
+    environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    hint = "nothing was published; run again, and report it if it happens again"
+    try:
+        done = subprocess.run(  # noqa: S603 - no shell, and a command of our own
+            [*command, str(folder.resolve())],
+            cwd=Path(__file__).parent.parent,  # where `-m job` is this very package
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise PublishError(
+            f"{folder}: the export was not verified within {timeout:g} seconds", hint=hint
+        ) from error
+    problems = _reported(done.stdout)
+    if problems:
+        raise PublishError(f"{folder}: the export is broken: {'; '.join(problems)}", hint=hint)
+    if problems is None or done.returncode:
+        raise PublishError(
+            f"{folder}: the process that verifies the export ended with {done.returncode}, "
+            f"expected 0 and a list of problems: {done.stderr[-500:].strip()}",
+            hint=hint,
+        )
+
+
+def _reported(output: str) -> list[str] | None:
+    with contextlib.suppress(ValueError, IndexError, KeyError, TypeError):
+        return [str(problem) for problem in json.loads(output.splitlines()[-1])["problems"]]
+    return None
+
+
+@contextlib.contextmanager
+def _collect(problems: list[str], name: str) -> Iterator[None]:
+    """Make a problem of whatever a broken file makes TensorFlow or a parser raise."""
+    try:
+        yield
+    except Exception as error:
+        problems.append(f"{name} cannot be used: {type(error).__name__}: {brief(error)}")
+
+
+def _label_problems(folder: Path, labels: tuple[str, ...]) -> Iterator[str]:
+    expected = "".join(f"{label}\n" for label in labels).encode()
+    for name in ("labels.txt", "assets/labels.txt"):
+        path = folder / name
+        found = path.read_bytes() if path.is_file() else b""
+        if found != expected:
+            yield f"{name} has {found[:200]!r}, expected the manifest's {expected[:200]!r}"
+
+
+def _decode(folder: Path, contents: Sequence[bytes]) -> np.ndarray:
+    """Give the pixels that `serving_default` takes of each image, float32 `[n,h,w,3]` in [0,1]."""
+    model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    shape = model.meta_graphs[0].signature_def["serving_default"].inputs["image"].tensor_shape
+    load = loader((shape.dim[1].size, shape.dim[2].size))
+    return np.stack([load(item) for item in contents])
+
+
+def _read_warmup(folder: Path) -> list[Any]:
+    """Give the PredictRequests of the warm-up records; raises what TensorFlow and protobuf do."""
+    records = tf.data.TFRecordDataset(str(folder / WARMUP)).as_numpy_iterator()
+    logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
+    if other := {kind for log in logs if (kind := log.WhichOneof("log_type")) != "predict_log"}:
+        raise ValueError(f"it has {other} records, expected predict_log")
+    requests = [log.predict_log.request for log in logs]
+    asked = {request.model_spec.signature_name for request in requests}
+    if asked != {"serve_bytes", "serving_default"}:
+        raise ValueError(f"it warms up {sorted(asked)}, expected serve_bytes and serving_default")
+    return requests
+
+
+def _golden_contents(requests: Sequence[Any], count: int) -> tuple[bytes, ...]:
+    for request in requests:
+        # To index a map of protobuf is to add what is not there.
+        if "image_bytes" in request.inputs:
+            contents = tuple(request.inputs["image_bytes"].string_val)
+            if len(contents) == count:
+                return contents
+    raise ValueError(f"it has no request with the {count} golden images of {MANIFEST}")
+
+
+def _answer_problems(folder: Path, expected: Expected, requests: Sequence[Any]) -> list[str]:
+    """Load each export and compare what it answers."""
+    problems: list[str] = []
+    with _collect(problems, "saved_model.pb"):
+        model = tf.saved_model.load(str(folder))
+        problems += signature_problems(model.signatures, expected)
+        with _collect(problems, WARMUP):
+            for request in requests:
+                _run(model.signatures, request)
+    with _collect(problems, "frozen_graph.pb"):
+        problems += frozen_problems(folder / "frozen_graph.pb", expected)
+    for path in sorted(folder.glob("*.tflite")):
+        with _collect(problems, path.name):
+            problems += tflite_problems(path, expected)
+    return problems
+
+
+def _run(signatures: Any, request: predict_pb2.PredictRequest) -> None:
+    inputs = {name: tf.constant(tf.make_ndarray(t)) for name, t in request.inputs.items()}
+    signatures[request.model_spec.signature_name](**inputs)
