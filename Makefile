@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint lock clean
+.PHONY: help demo test lint image-test lock clean
 
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -13,15 +13,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # No stamp stands while an install is at work: one that was killed is done again from nothing.
 RUN_READY := .venv/.run-ready
 DEV_READY := .venv/.dev-ready
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --require-hashes --requirement
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --require-hashes --requirement
 
 help: ## Show this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(RUN_READY) ## Train on samples/clipart, publish to models/clipart, ask the new model about three images
 	$(BIN)/python -m job run --log-format text --data samples/clipart --models models --name clipart
-	$(BIN)/python -m job predict --model "models/clipart/$$(ls models/clipart | grep -xE '[0-9]+' | sort -n | tail -1)" \
-	  samples/clipart/fruit/strawberry.jpg samples/clipart/fruit/lemon.jpg samples/clipart/fruit/pear.jpg
+	$(BIN)/python -m job predict --log-format text --model models/clipart \
+	  samples/clipart/fruit/strawberry.jpg samples/clipart/mammal/dolphin.jpg samples/clipart/vehicle/bus-01.jpg
 
 test: $(DEV_READY) ## Run the tests
 	$(BIN)/python -m pytest
@@ -30,9 +30,12 @@ lint: $(DEV_READY) ## Run every linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck entrypoint.sh .ci/run
+	$(BIN)/shellcheck entrypoint.sh .ci/run tests/image_test.sh
 	$(BIN)/yamllint --strict .yamllint k8s
 	$(BIN)/hadolint Dockerfile
+
+image-test: ## Build the image with Debian's own tools and run the job in it (root, 8 GB, minutes)
+	tests/image_test.sh
 
 lock: build/uv/.ready ## Pin requirements*.in with every hash (UV_FLAGS=--upgrade for new versions)
 	for name in requirements requirements-dev; do \

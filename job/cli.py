@@ -69,6 +69,10 @@ def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
             result.status = "planned"
         else:
             facts = pipeline.run(config, progress, result)
+    except Terminated as error:
+        stopped = Stopped("stopped by SIGTERM", hint="run the same command again")
+        result.fail(stopped)
+        raise stopped from error
     except BaseException as error:
         result.fail(error)
         raise
@@ -205,6 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
+    except Terminated:
+        return explain(Stopped("stopped by SIGTERM"))
     except Exception as error:
         return explain(error)
 
@@ -221,6 +227,10 @@ def _refuse(error: click.ClickException) -> int:
     return explain(refused)
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived. No Exception, so that nobody on the way takes it for a failure of theirs."""
+
+
 def _stop(number: int, frame: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raise Stopped("stopped by SIGTERM", hint="run the same command again")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+    raise Terminated

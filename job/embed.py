@@ -75,13 +75,8 @@ def embed(
     features = np.empty((len(index.examples), backbone.feature_dim), np.float32)
     digests: list[str] = []
     skipped: list[Skipped] = []
-    batch: list[np.ndarray] = []
     checksums: dict[str, str] = {}
-
-    def flush() -> None:
-        features[len(digests) - len(batch) : len(digests)] = forward(batch)
-        batch.clear()
-
+    batch: list[np.ndarray] = []
     for loaded in load_all(store, index.examples, backbone.image_size, batch_size, threads):
         if loaded.checksum:
             checksums[loaded.example.name] = loaded.checksum
@@ -91,10 +86,11 @@ def embed(
             batch.append(loaded.pixels)
             digests.append(loaded.digest)
         if len(batch) == batch_size:
-            flush()
+            features[len(digests) - len(batch) : len(digests)] = forward(batch)
+            batch.clear()
         advance(1)
     if batch:
-        flush()
+        features[len(digests) - len(batch) : len(digests)] = forward(batch)
     readable = index.without(item.name for item in skipped)
     features = features[: len(digests)]
     return Embeddings(readable, features, tuple(digests), tuple(skipped), checksums)

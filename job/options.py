@@ -63,15 +63,16 @@ def config_options(command: Any) -> Any:
         (kind,) = [t for t in typing.get_args(types[spec.name]) if t is not type(None)] or [
             types[spec.name]
         ]
-        default = None if spec.default is MISSING else spec.default
+        required = spec.default is MISSING
+        # click takes an explicit default, even None, for a value: a required option has none.
+        settings = {"required": True} if required else {"default": spec.default}
         command = option(
             spec.name,
             type=click.Path(path_type=Path) if kind is Path else kind,
             is_flag=kind is bool,
-            default=default,
-            required=spec.default is MISSING,
-            show_default=default is not None and kind is not bool,
+            show_default=not required and spec.default not in (None, False),
             help=spec.metadata["help"],
+            **settings,
         )(command)
     return command
 

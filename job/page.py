@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # A page of megabytes opens slowly on a phone; metrics.json holds the rest.
 MOST_MISTAKES = 60
 MOST_CHANGED = 24
+MOST_ROWS = 30
 MOST_MATRIX_LABELS = 40
 MOST_CONFUSIONS = 8
 MOST_NAMES = 200
@@ -107,6 +108,7 @@ def render(facts: Facts) -> str:
             broken=broken_cards,
             fixed=fixed_cards,
             changed_labels=[c for c in changed.per_label if c.fixed or c.broken] if changed else [],
+            most_rows=MOST_ROWS,
             most_names=MOST_NAMES,
         )
     )
@@ -164,6 +166,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "percent": figures.percent,
+        "hundred": lambda share: f"{100 * share:.1f}",
+        "shortened": figures.shortened,
         "points": figures.points,
         "p_value": figures.p_value,
         "duration": duration,

@@ -37,7 +37,7 @@ def plot_confusion(path: Path, confusion: np.ndarray, labels: tuple[str, ...]) -
     axes = figure.add_axes(
         (1.9 / (side + 2.6), 0.3 / (side + 2.4), side / (side + 2.6), side / (side + 2.4))
     )
-    axes.imshow(_colours(cut))
+    axes.imshow(_colours(cut), interpolation="nearest")
     size = 9 if count <= 12 else 7.5
     names = [_drawable(label, i) for i, label in enumerate(cut.labels)]
     axes.set_xticks(range(count), names, rotation=90, fontsize=size, parse_math=False)
@@ -46,15 +46,15 @@ def plot_confusion(path: Path, confusion: np.ndarray, labels: tuple[str, ...]) -
     axes.xaxis.set_label_position("top")
     axes.set_xlabel("taken for", fontsize=10)
     axes.set_ylabel("true label", fontsize=10)
-    axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="#e3e3e3", linewidth=0.5)
-    axes.tick_params(which="both", length=0)
+    between = np.arange(count - 1) + 0.5
+    axes.hlines(between, -0.5, count - 0.5, color="#e3e3e3", linewidth=0.5)
+    axes.vlines(between, -0.5, count - 0.5, color="#e3e3e3", linewidth=0.5)
+    axes.tick_params(length=0)
+    shares, size = cut.shares, size - 1
     for i, j in zip(*np.nonzero(cut.counts), strict=True):
-        colour = "white" if cut.shares[i, j] > 0.55 else INK
-        axes.text(
-            j, i, f"{cut.counts[i, j]}", ha="center", va="center", fontsize=size - 1, color=colour
-        )
+        colour = "white" if shares[i, j] > 0.5 else INK
+        text = f"{cut.counts[i, j]}"
+        axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
     figure.savefig(path, dpi=_DPI, bbox_inches="tight")
 
 
@@ -99,7 +99,9 @@ def _draw_reliability(axes: Axes, bins: tuple[Bin, ...]) -> None:
     axes.plot([0, 1], [0, 1], linestyle="--", color="#777777", label="as sure as right")
     axes.vlines(confidence, *bounds.T, color=(*RIGHT, 0.4), linewidth=2.5, label="95 % interval")
     area = 30 + 150 * sizes
-    axes.scatter(confidence, shares, area, (*RIGHT, 0.85), zorder=3, clip_on=False, label="images")
+    axes.scatter(
+        confidence, shares, area, color=(*RIGHT, 0.85), zorder=3, clip_on=False, label="images"
+    )
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     axes.tick_params(labelbottom=False)
     axes.grid(color="#e3e3e3", linewidth=0.6)

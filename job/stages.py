@@ -14,9 +14,9 @@ from job.config import RunConfig
 from job.dataset import Index, Split, build_index, check_split
 from job.embed import Embeddings, Skipped, embed
 from job.errors import DataError, RegraftError
-from job.evaluate import evaluate
+from job.evaluate import Report, evaluate
 from job.fit import L2_PATH, Fit, fit
-from job.gate import judge
+from job.gate import Comparison, Verdict, judge
 from job.head import Head
 from job.manifest import packages
 from job.progress import Progress, log
@@ -106,14 +106,9 @@ def train(config: RunConfig, embeddings: Embeddings, progress: Progress) -> Trai
 
 
 def assess(
-    config: RunConfig,
-    plan: Plan,
-    backbone: Backbone,
-    embeddings: Embeddings,
-    trained: Trained,
-    progress: Progress,
-    result: Result,
-) -> Facts:
+    config: RunConfig, plan: Plan, backbone: Backbone, embeddings: Embeddings, trained: Trained,
+    progress: Progress, result: Result,
+) -> Facts:  # fmt: skip
     """Score the head on the test images, which neither fit nor the choice of L2 has seen."""
     features, classes = rows(embeddings, Split.TEST)
     examples = tuple(e for e in embeddings.index.examples if e.split is Split.TEST)
@@ -121,25 +116,11 @@ def assess(
     with progress.phase("evaluate"):
         scores = trained.head.probabilities(features)
         report = evaluate(scores, classes, labels)
-    result.metrics = report.as_json("test") | {
-        "validation_log_loss": round(trained.fit.validation_loss, 6),
-        "train_loss": round(trained.fit.loss, 6),
-        "gradient_norm": trained.fit.gradient_norm,
-        "l2": trained.fit.l2,
-        "temperature": round(trained.temperature, 6),
-        "test_recall": {s.label: round(s.recall, 4) for s in report.per_label},
-    }
+        result.metrics = figures(report, trained)
     with progress.phase("gate"):
         right = scores.argmax(axis=1) == classes
         comparison = compare_with_service(
             config, plan.data, plan.models, plan.serving, examples, labels, right
-        )
-        verdict = judge(
-            report,
-            comparison,
-            min_accuracy=config.min_accuracy,
-            min_recall_per_class=config.min_recall_per_class,
-            alpha=config.gate_alpha,
         )
     return Facts(
         name=config.name,
@@ -151,11 +132,34 @@ def assess(
         temperature=trained.temperature,
         report=report,
         comparison=comparison,
-        verdict=verdict,
+        verdict=pass_judgement(config, report, comparison),
         images=result.images,
         seconds=result.seconds,
         provenance=provenance(config, backbone, trained),
         read_image=lambda name: read_quietly(plan.data, name),
+    )
+
+
+def figures(report: Report, trained: Trained) -> dict[str, object]:
+    """Give the `metrics` of a result: those of the test images, and how the head was found."""
+    return report.as_json("test") | {
+        "validation_log_loss": round(trained.fit.validation_loss, 6),
+        "train_loss": round(trained.fit.loss, 6),
+        "gradient_norm": trained.fit.gradient_norm,
+        "l2": trained.fit.l2,
+        "temperature": round(trained.temperature, 6),
+        "test_recall": {s.label: round(s.recall, 4) for s in report.per_label},
+    }
+
+
+def pass_judgement(config: RunConfig, report: Report, comparison: Comparison | None) -> Verdict:
+    """Ask the gate with the minima and the significance of the configuration."""
+    return judge(
+        report,
+        comparison,
+        min_accuracy=config.min_accuracy,
+        min_recall_per_class=config.min_recall_per_class,
+        alpha=config.gate_alpha,
     )
 
 

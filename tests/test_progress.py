@@ -23,7 +23,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def emit(self, record: logging.LogRecord) -> None:
             said.append(JsonFormatter().format(record))
 
-    logger = logging.Logger("regraft")  # noqa: LOG001 - one that no other test has touched
+    logger = logging.Logger("regraft")
     logger.addHandler(Handler())
     monkeypatch.setattr(progress, "LOGGER", logger)
     return said
