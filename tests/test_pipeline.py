@@ -76,7 +76,7 @@ def test_squares_are_learned_and_published_whole(
     assert result["uri"] == str(version)
     assert {p.relative_to(version).as_posix() for p in version.rglob("*") if p.is_file()} == BUNDLE
     assert {path.name for path in version.parent.iterdir()} == {
-        version.name, "channels.json", ".claims"
+        version.name, "channels.json", ".claims", ".staging"
     }  # fmt: skip
     names_its_colours(version)
 
