@@ -19,7 +19,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    HOME=/work
+    HOME=/work \
+    MPLCONFIGDIR=/tmp/matplotlib
 WORKDIR /work
 # Numeric, so that Kubernetes can check runAsNonRoot; it needs no entry in /etc/passwd.
 USER 65532:65532

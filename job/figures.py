@@ -94,7 +94,7 @@ def f1(score: LabelScore) -> float:
 
 def weakest_first(scores: tuple[LabelScore, ...]) -> list[LabelScore]:
     """Sort labels by F1, the least first; those without test images come last."""
-    return sorted(scores, key=lambda score: (score.count == 0, f1(score)))
+    return sorted(scores, key=lambda score: (score.count == 0, round(f1(score), 9)))
 
 
 def mistakes(scores: np.ndarray, classes: np.ndarray) -> list[int]:

@@ -80,15 +80,10 @@ def compare(
     groups = np.vstack([np.ones(len(classes), bool), classes == np.arange(len(labels))[:, None]])
     fixed_counts, broken_counts = (groups & fixed).sum(axis=1), (groups & broken).sum(axis=1)
     p_values = holm(worse(fixed_counts, broken_counts))
+    counts = zip(labels, groups.sum(axis=1)[1:], fixed_counts[1:], broken_counts[1:], strict=True)
     per_label = tuple(
-        LabelComparison(
-            label,
-            int(groups[row].sum()),
-            int(fixed_counts[row]),
-            int(broken_counts[row]),
-            float(p_values[row]),
-        )
-        for row, label in enumerate(labels, 1)
+        LabelComparison(label, int(n), int(mended), int(lost), float(p_value))
+        for (label, n, mended, lost), p_value in zip(counts, p_values[1:], strict=True)
     )
     return Comparison(
         version,

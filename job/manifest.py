@@ -16,7 +16,7 @@ from job.config import RunConfig
 from job.embed import Embeddings
 from job.images import PREPROCESSING_VERSION
 from job.result import Result
-from job.seal import canonical, seal
+from job.seal import canonical, describe_files, seal, sha256
 
 PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "scipy", "google-cloud-storage")
 
@@ -91,21 +91,6 @@ def packages() -> dict[str, str]:
     """Give the versions of Python and of the packages that decide the result."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **versions}
-
-
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Give the size in bytes and the SHA-256 of every file of a folder, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
-    }
-
-
-def sha256(path: Path) -> str:
-    """Give a file's SHA-256, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_examples(path: Path, embeddings: Embeddings) -> None:

@@ -167,6 +167,9 @@ def import_tensorflow() -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+    # TF32 rounds products to 10 bits on a GPU; what is published must answer on any device as the
+    # trained model did.
+    tensorflow.config.experimental.enable_tensor_float_32_execution(False)
     # Its Python warnings come through our handler instead of its own.
     tensorflow.get_logger().handlers.clear()
     tensorflow.get_logger().propagate = True

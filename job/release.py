@@ -22,11 +22,8 @@ from job.result import Result
 from job.serving import compare_answers, wait_available
 from job.stages import Plan, Trained, rows
 from job.storage import Store
-from job.verify import Golden, golden_record, write_warmup
+from job.verify import MAX_GOLDENS, Golden, golden_record, write_warmup
 from job.versions import rollback, withdraw
-
-# Golden images: one a label, as many as a warm-up should have.
-MOST_GOLDENS = 8
 
 # REST carries answers as decimal text.
 REST_TOLERANCE = 1e-4
@@ -71,7 +68,7 @@ def choose_goldens(plan: Plan, embeddings: Embeddings, trained: Trained) -> list
     smallest: dict[int, int] = {}
     for row in sorted(range(len(tests)), key=lambda row: tests[row].entry.size):
         smallest.setdefault(tests[row].class_index, row)
-    chosen = [row for _, row in sorted(smallest.items())][:MOST_GOLDENS]
+    chosen = [row for _, row in sorted(smallest.items())][:MAX_GOLDENS]
     return [
         Golden(tests[row].name, plan.data.read(tests[row].name, tests[row].entry), scores[row])
         for row in chosen

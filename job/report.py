@@ -70,7 +70,7 @@ def write_report(folder: Path, facts: Facts) -> None:
 
 
 def metrics(facts: Facts) -> dict[str, Any]:
-    """Give every figure of the report, ready for JSON: floats have 6 decimals, or are null."""
+    """Give every figure of the report, ready for JSON: floats have 6 digits, or are null."""
     report = facts.report
     labels = [asdict(score) | {"f1": figures.f1(score)} for score in report.per_label]
     found: dict[str, Any] = _plain(
@@ -127,7 +127,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float | np.floating):
-        return round(float(value), 6) if math.isfinite(value) else None
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -74,16 +75,21 @@ def accuracy_text(report: Report) -> str:
 
 
 def serve_command(config: RunConfig, result: Result) -> str:
-    """Give the command that serves the model with TensorFlow Serving on port 8501."""
+    """Give the command that serves the model with TensorFlow Serving on port 8501.
+
+    The server has the version of the TensorFlow that wrote the model: an older one may lack an
+    operation, such as DecodeWebP, and would not load it.
+    """
+    image = f"tensorflow/serving:{importlib.metadata.version('tensorflow')}"
     base = (result.uri or "").rpartition("/")[0]
     if base.startswith("gs://"):
         return (
-            "docker run --rm -p 8501:8501 --entrypoint tensorflow_model_server tensorflow/serving "
+            f"docker run --rm -p 8501:8501 --entrypoint tensorflow_model_server {image} "
             f"--rest_api_port=8501 --model_name={config.name} --model_base_path={_q(base)}"
         )
     return (
         f"docker run --rm -p 8501:8501 -v {_q(base)}:/models/{config.name}:ro "
-        f"-e MODEL_NAME={config.name} tensorflow/serving"
+        f"-e MODEL_NAME={config.name} {image}"
     )
 
 

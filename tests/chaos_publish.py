@@ -197,7 +197,7 @@ def time_publishing(models: Store, acks: Path, work: Path) -> float:
 def unfinished(models: Store) -> set[str]:
     """Give what publications that never ended have left: staging, half versions, bare claims."""
     listing = read_listing(models)
-    staged = {"/".join(e.name.split("/")[:2]) for e in models.list(".staging/")}
+    staged = {"/".join(e.name.split("/")[:2]) for e in models.list(".staging/")} - {".staging/"}
     bare = set(listing.claims) - set(listing.versions) - set(listing.partial)
     return staged | {str(v) for v in listing.partial} | {f".claims/{v}" for v in bare}
 

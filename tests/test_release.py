@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import write_colours
+from gcs_server import free_port
 from modules import write_pooling
 
 from job import pipeline
@@ -106,9 +111,12 @@ def test_the_life_of_a_model(job: Job) -> None:
 def test_the_gate_refuses_and_keeps_the_report(job: Job, tmp_path: Path) -> None:
     """Below a minimum: exit 4, nothing published; report, summary and JUnit say why."""
     summary, cases = tmp_path / "summary.md", tmp_path / "junit.xml"
-    for path in sorted((job.data / "cyan").iterdir())[::2]:  # half of the cyan ones are yellow
-        shutil.copy(sorted((job.data / "yellow").iterdir())[0], path)
-    code, result = job.run("--min-accuracy", 1, "--summary-file", summary, "--junit-file", cases)
+    for number in range(0, 40, 2):  # every other square is under the next label
+        first, second = (job.data / label / f"{number:03}.jpg" for label in ("cyan", "yellow"))
+        swapped = first.read_bytes(), second.read_bytes()
+        second.write_bytes(swapped[0])
+        first.write_bytes(swapped[1])
+    code, result = job.run("--min-accuracy", 0.95, "--summary-file", summary, "--junit-file", cases)
     assert code == 4
     assert result["status"] == "rejected"
     assert "accuracy" in result["error"]["message"]
@@ -165,7 +173,8 @@ def test_an_export_that_is_not_the_trained_model_is_not_published(
     monkeypatch.setattr(release, "Classifier", wrong)
     code, result = job.run()
     assert code == 5
-    assert "golden" in result["error"]["message"].lower() or "predict" in result["error"]["message"]
+    assert "saved_model.pb" in result["error"]["message"]
+    assert "expected the trained model's" in result["error"]["message"]
     assert job.versions() == []
 
 
@@ -174,3 +183,40 @@ def test_pipeline_reads_as_one_screen() -> None:
     import inspect
 
     assert len(inspect.getsource(pipeline.run).splitlines()) <= 50
+
+
+@contextlib.contextmanager
+def serving(base: Path, log: Path) -> Iterator[str]:
+    """Keep the stand-in for TensorFlow Serving alive on a base path; gives its URL."""
+    port = free_port()
+    script = Path(__file__).with_name("serving_standin.py")
+    flags = ["--base-path", str(base), "--name", "squares", "--port", str(port)]
+    with log.open("wb") as file:
+        server = subprocess.Popen(
+            [sys.executable, script, *flags, "--poll-seconds", "0.2"], stdout=file, stderr=file
+        )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_run_waits_for_the_server_and_takes_back_what_does_not_come_up(
+    job: Job, tmp_path: Path
+) -> None:
+    """Served: done. A server that looks elsewhere never has it: exit 5, the old one in service."""
+    with serving(job.models / "squares", tmp_path / "log") as url:
+        code, first = job.run("--serving-url", url, "--serving-timeout", 120)
+    assert code == 0, (tmp_path / "log").read_text()
+    assert "serving" in first["seconds"]
+    shutil.copytree(first["uri"], tmp_path / "elsewhere" / str(first["version"]))
+    with serving(tmp_path / "elsewhere", tmp_path / "log2") as url:
+        code, second = job.run("--force", "--serving-url", url, "--serving-timeout", 20)
+    assert code == 5
+    assert second["status"] == "failed"
+    assert job.versions() == [first["version"]]
+    withdrawn = [v for v in job.ask("versions")[1].splitlines() if '"withdrawn"' in v]
+    assert len(withdrawn) == 1
+    channels = json.loads((job.models / "squares" / "channels.json").read_text())
+    assert channels["stable"] == first["version"]
