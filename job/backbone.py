@@ -21,7 +21,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from job import modules
 from job.backbones import efficientnet_lite
-from job.errors import ConfigError, RegraftError
+from job.errors import ConfigError, RegraftError, brief
 
 BUILTINS = {f"builtin:{name}": variant for name, variant in efficientnet_lite.VARIANTS.items()}
 
@@ -236,7 +236,7 @@ def _trial(module: Any, size: tuple[int, int]) -> int:
         raise
     except Exception as error:  # Whatever the module's own graph or signature objects to.
         raise ConfigError(
-            f"it cannot embed float32 [2, {height}, {width}, 3]: {modules.brief(error)}",
+            f"it cannot embed float32 [2, {height}, {width}, 3]: {brief(error)}",
             hint="use an image feature vector, and --image-size if it needs a certain one",
         ) from error
     if not isinstance(output, tf.Tensor):

@@ -63,3 +63,14 @@ class Stopped(RegraftError):
 
     exit_code = 143
     status = "preempted"
+
+
+# How the lines begin that TensorFlow puts around the message of a failed operation.
+TRACE = ("Graph execution error", "Detected at node", "File ", "[[", "Original stack trace")
+
+
+def brief(error: Exception) -> str:
+    """Give what an error says, on one line and without TensorFlow's traces of its graph."""
+    lines = (line.strip() for line in str(error).splitlines())
+    said = " ".join(line for line in lines if not line.startswith(TRACE))
+    return said.strip()[:300] or type(error).__name__

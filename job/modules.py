@@ -9,6 +9,7 @@ other's half-made entries, and one that lost files since does not match its reco
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import http.client
 import io
@@ -29,8 +30,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from job.errors import ConfigError, RegraftError, UnavailableError
-from job.storage import Entry, open_store
+from job.errors import ConfigError, RegraftError, UnavailableError, brief
+from job.storage import open_store
 
 with warnings.catch_warnings():
     # It imports pkg_resources, which warns of its own end on every start.
@@ -43,9 +44,6 @@ MARKER = "regraft_digest.json"
 SAVED_MODEL = "saved_model.pb"
 NETWORK_TIMEOUT = 60.0  # seconds without a byte
 PARTIAL_LIFETIME = 24 * 3600.0  # seconds; older half-made entries belong to killed processes
-
-# How the lines begin that TensorFlow puts around the message of a failed operation.
-TRACE = ("Graph execution error", "Detected at node", "File ", "[[", "Original stack trace")
 
 # What damaged archives raise, by the layer that notices first.
 ARCHIVE_ERRORS = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError)
@@ -185,6 +183,11 @@ def _unpack(data: bytes, target: Path) -> None:
     """Unpack files and folders only: a module needs no links, and they are how archives escape."""
     target.mkdir()
     try:
+        if data.startswith(b"\x1f\x8b"):
+            # tarfile stops at the last member; gzip's checksum comes after it.
+            with gzip.open(io.BytesIO(data)) as stream:
+                while stream.read(2**20):
+                    pass
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive:
                 if not (member.isfile() or member.isdir()):
@@ -203,22 +206,20 @@ def _fetch_gs(handle: str, root: Path) -> Path:
     if not entries:
         raise ConfigError("no such object or folder", hint="check the URI")
 
-    def read(entry: Entry) -> bytes:
-        try:
-            return store.read(entry.name, entry)
-        except FileNotFoundError as error:
-            raise ConfigError(f"{entry.name} was just deleted") from error
-
     def fill(target: Path) -> None:
-        if is_archive:
-            _unpack(read(entries[0]), target)
-            return
         for entry in entries:
             path = target / entry.name
             if not path.resolve().is_relative_to(target.resolve()):
                 raise ConfigError(f"{entry.name} leads outside its folder")
+            try:
+                data = store.read(entry.name, entry)
+            except FileNotFoundError as error:
+                raise ConfigError(f"{entry.name} was just deleted") from error
+            if is_archive:
+                return _unpack(data, target)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(read(entry))
+            path.write_bytes(data)
+        return None
 
     key = hashlib.sha256(repr((uri, entries)).encode()).hexdigest()[:32]
     return cached(root, key, fill)
@@ -289,10 +290,3 @@ def _broken_archive(error: Exception) -> ConfigError:
         f"not a whole and safe .tar.gz archive: {brief(error)}",
         hint="pack the module again: tar -C FOLDER -czf NAME.tar.gz .",
     )
-
-
-def brief(error: Exception) -> str:
-    """Give what an error says, on one line and without TensorFlow's traces of its graph."""
-    lines = (line.strip() for line in str(error).splitlines())
-    said = " ".join(line for line in lines if not line.startswith(TRACE))
-    return said.strip()[:300] or type(error).__name__

@@ -21,9 +21,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from job.errors import PublishError
+from job.errors import PublishError, brief
 from job.images import loader
-from job.modules import brief
 from job.parity import Expected, frozen_problems, signature_problems, tflite_problems
 from job.seal import MANIFEST, file_problems, read_manifest
 

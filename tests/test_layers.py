@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "publish": {"config", "errors", "storage"},
     "manifest": {"config", "embed", "images", "result", "seal"},
     "predict": {"dataset", "embed", "errors", "evaluate", "images", "publish", "storage"},
-    "verify": {"errors", "images", "modules", "parity", "seal"},
+    "verify": {"errors", "images", "parity", "seal"},
     "parity": {"export"},
     "seal": set(),
     "report": {"calibrate", "evaluate", "figures", "gate", "page", "plots"},
