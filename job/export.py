@@ -36,8 +36,8 @@ class ServedModel(tf.Module):  # type: ignore[misc]
     `serve_bytes`: `image_bytes` string `[n]` (JPEG, PNG, GIF, BMP, WebP) gives the same
     `prediction`, and `classes` string `[n,classes]` with `scores` float32, the best first.
 
-    The labels are inside twice: as the constant behind `classes`, and as the asset
-    `assets/labels.txt`, whose SHA-256 is the variable-free attribute `labels_digest`.
+    The labels are inside as the constant behind `classes` and as the asset `assets/labels.txt`;
+    `describe_labels()` of the loaded object gives them with the SHA-256 of that file.
     """
 
     def __init__(self, classifier: Classifier, labels_file: Path) -> None:
@@ -49,7 +49,7 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         self.bias = tf.Variable(classifier.head.bias, trainable=False, name="bias")
         self.labels = tf.constant(classifier.labels, tf.string)
         self.labels_file = tf.saved_model.Asset(str(labels_file))
-        self.labels_digest = tf.constant(hashlib.sha256(labels_file.read_bytes()).hexdigest())
+        digest = hashlib.sha256(labels_file.read_bytes()).hexdigest()
 
         @tf.function(input_signature=[self.image_spec()])  # type: ignore[untyped-decorator]
         def serve_image(image: Any) -> dict[str, Any]:
@@ -68,8 +68,13 @@ class ServedModel(tf.Module):  # type: ignore[misc]
                 "prediction": prediction,
             }
 
+        @tf.function(input_signature=[])  # type: ignore[untyped-decorator]
+        def describe_labels() -> dict[str, Any]:
+            return {"labels": self.labels, "sha256": tf.constant(digest)}
+
         self.serve_image = serve_image
         self.serve_bytes = serve_bytes
+        self.describe_labels = describe_labels
 
     def image_spec(self) -> Any:
         """Give the spec of the `image` input."""

@@ -5,7 +5,8 @@ Below `<models>/<name>/`, the store of one model:
     .staging/<run>/      a bundle on its way; TensorFlow Serving does not look at names like this
     .claims/<version>    who publishes that version; made with a precondition, so one job has it
     <version>/           what TensorFlow Serving sees; `saved_model.pb` arrives last
-    .withdrawn/<version>/  taken back by `rollback`, so that the largest integer is a good one
+    .withdrawn/<version>/  taken back, so that the largest integer is a good one; what a person
+                         rolled back has `.withdrawn/<version>.rolled-back` beside it
     .rejected/<run>/     the report of a model that the gate refused
     channels.json        which version is `stable`, and which was before it
 
@@ -189,6 +190,11 @@ def clean(models: Store, stale_after: float = STALE_AFTER) -> list[str]:
     for unit in stale:
         models.delete_tree(unit)
     return stale
+
+
+def rollback_mark(version: int) -> str:
+    """Give the name of the object that says that a person took a version back."""
+    return f".withdrawn/{version}.rolled-back"
 
 
 def read_channels(models: Store) -> dict[str, int]:

@@ -12,18 +12,18 @@ from job.backbone import Backbone
 from job.config import RunConfig
 from job.dataset import Split
 from job.embed import Embeddings
-from job.errors import ConfigError, GateRejected, PublishError
+from job.errors import ConfigError, GateRejected, PublishError, UnavailableError
 from job.export import EXPORTERS, Classifier, export
 from job.manifest import write_manifest
 from job.progress import Progress, log
-from job.publish import read_listing
+from job.publish import PREVIOUS, move_channel, read_channels, read_listing
 from job.report import Facts, junit, markdown, write_report
 from job.result import Result
 from job.serving import compare_answers, wait_available
 from job.stages import Plan, Trained, rows
 from job.storage import Store
 from job.verify import MAX_GOLDENS, Golden, golden_record, write_warmup
-from job.versions import rollback, withdraw
+from job.versions import withdraw
 
 # REST carries answers as decimal text.
 REST_TOLERANCE = 1e-4
@@ -69,10 +69,15 @@ def choose_goldens(plan: Plan, embeddings: Embeddings, trained: Trained) -> list
     for row in sorted(range(len(tests)), key=lambda row: tests[row].entry.size):
         smallest.setdefault(tests[row].class_index, row)
     chosen = [row for _, row in sorted(smallest.items())][:MAX_GOLDENS]
-    return [
-        Golden(tests[row].name, plan.data.read(tests[row].name, tests[row].entry), scores[row])
-        for row in chosen
-    ]
+    try:
+        return [
+            Golden(tests[row].name, plan.data.read(tests[row].name, tests[row].entry), scores[row])
+            for row in chosen
+        ]
+    except FileNotFoundError as error:
+        raise UnavailableError(
+            f"{error}: the image was replaced while the job ran", hint="run again"
+        ) from error
 
 
 def leave_summaries(config: RunConfig, facts: Facts) -> None:
@@ -127,8 +132,12 @@ def confirm_serving(
 
 
 def take_back(models: Store, version: int) -> None:
-    """Withdraw a version that was just published; what was in service before is again."""
-    if any(other < version for other in read_listing(models).versions):
-        rollback(models)
-    else:
-        withdraw(models, version)
+    """Withdraw a version that was just published; what was in service before is again.
+
+    It is not marked as rolled back: the next run may try again.
+    """
+    older = [other for other in read_listing(models).versions if other < version]
+    if older:
+        previous = read_channels(models).get(PREVIOUS)
+        move_channel(models, previous if previous in older else max(older))
+    withdraw(models, version)

@@ -6,7 +6,6 @@ import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,17 +16,22 @@ from job.gate import Comparison, compare
 from job.manifest import inputs_digest
 from job.predict import load_model, score_images
 from job.progress import log
-from job.publish import in_service
+from job.publish import in_service, read_listing, rollback_mark
 from job.storage import Store, crc32c
 
 
 @dataclass(frozen=True, slots=True)
 class InService:
-    """The version in service and its labels; `manifest` is empty where it has none of ours."""
+    """The version in service and its labels.
+
+    `inputs` is the digest of what it was trained from, empty where it has no manifest of ours.
+    `rolled_back` maps such digests of versions that a person took back to those versions.
+    """
 
     version: int
     labels: tuple[str, ...]
-    manifest: dict[str, Any]
+    inputs: str
+    rolled_back: dict[str, int]
 
 
 def read_in_service(models: Store) -> InService | None:
@@ -35,17 +39,26 @@ def read_in_service(models: Store) -> InService | None:
     version = in_service(models)
     if version is None:
         return None
-    texts = []
-    for name in ("labels.txt", "manifest.json"):
-        try:
-            texts.append(models.read(f"{version}/{name}").decode())
-        except FileNotFoundError:
-            texts.append("")
     try:
-        manifest = json.loads(texts[1] or "{}")
-    except ValueError:
-        manifest = {}
-    return InService(version, tuple(texts[0].splitlines()), manifest)
+        labels = models.read(f"{version}/labels.txt").decode().splitlines()
+    except FileNotFoundError:
+        labels = []
+    marked = {entry.name for entry in models.list(".withdrawn/")}
+    withdrawn = [v for v in read_listing(models).withdrawn if rollback_mark(v) in marked]
+    return InService(
+        version,
+        tuple(labels),
+        _inputs(models, str(version)),
+        {_inputs(models, f".withdrawn/{v}"): v for v in withdrawn},
+    )
+
+
+def _inputs(models: Store, folder: str) -> str:
+    try:
+        manifest = json.loads(models.read(f"{folder}/manifest.json"))
+        return str(manifest["inputs"]["digest"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def arrange_labels(
@@ -68,21 +81,27 @@ def arrange_labels(
 
 
 def is_unchanged(
-    config: RunConfig, data: Store, index: Index, serving: InService | None, backbone: str
+    config: RunConfig, data: Store, index: Index, serving: InService, backbone: str
 ) -> bool:
-    """Tell whether a run would train what is in service already."""
-    published = serving.manifest.get("inputs", {}).get("digest") if serving else None
-    if published is None:
+    """Tell whether a run would train what is in service already, or what a person took back."""
+    if not serving.inputs and not serving.rolled_back:
         return False
 
     def checksum(example: Example) -> str:
         return example.entry.crc32c or crc32c(data.read(example.name, example.entry))
 
-    with ThreadPoolExecutor(config.fetch_threads) as pool:
-        sums = dict(
-            zip((e.name for e in index.examples), pool.map(checksum, index.examples), strict=True)
-        )
-    return bool(inputs_digest(config, index.labels, sums, backbone) == published)
+    try:
+        with ThreadPoolExecutor(config.fetch_threads) as pool:
+            sums = list(pool.map(checksum, index.examples))
+    except FileNotFoundError:  # it is changing right now
+        return False
+    named = dict(zip((example.name for example in index.examples), sums, strict=True))
+    digest = inputs_digest(config, index.labels, named, backbone)
+    if version := serving.rolled_back.get(digest):
+        message = f"version {version} of the same inputs was rolled back; --force publishes them"
+        log(message, level=logging.WARNING, version=version)
+        return True
+    return digest == serving.inputs
 
 
 def compare_with_service(

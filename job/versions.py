@@ -16,6 +16,7 @@ from job.publish import (
     publishing_order,
     read_channels,
     read_listing,
+    rollback_mark,
 )
 from job.storage import Store
 
@@ -77,6 +78,7 @@ def promote(models: Store, version: int, channel: str = STABLE) -> None:
     listing = read_listing(models)
     if version in listing.withdrawn:
         models.move_tree(f".withdrawn/{version}", str(version), order=publishing_order)
+        models.delete(rollback_mark(version))
     elif version not in listing.versions:
         raise _no_such_version(models, version, listing)
     move_channel(models, version, channel)
@@ -106,6 +108,7 @@ def rollback(models: Store, to: int | None = None) -> int:
     move_channel(models, target)
     for version in reversed(listing.versions):
         if version > target:
+            models.write(rollback_mark(version), b"")
             withdraw(models, version)
     return target
 
@@ -131,6 +134,7 @@ def prune(models: Store, keep: int) -> list[int]:
         models.delete_tree(str(version), first=LAST_FILE)
     for version in shelved:
         models.delete_tree(f".withdrawn/{version}")
+        models.delete(rollback_mark(version))
     return sorted([*doomed, *shelved])
 
 

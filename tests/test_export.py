@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,11 @@ def test_a_tf1_client_reads_the_frozen_graph(exported: tuple[Classifier, Path], 
     assert scores == pytest.approx(in_memory(classifier, images(count)), abs=1e-5)
 
 
-def test_labels_are_lines(exported: tuple[Classifier, Path]) -> None:
-    """The line number is the class index."""
-    assert (exported[1] / "labels.txt").read_text() == "cyan\nmagenta\nyellow\n"
+def test_labels_are_lines_inside_and_outside(exported: tuple[Classifier, Path]) -> None:
+    """The line number is the class index; the SavedModel carries the file, and its digest."""
+    lines = b"cyan\nmagenta\nyellow\n"
+    assert (exported[1] / "labels.txt").read_bytes() == lines
+    assert (exported[1] / "assets" / "labels.txt").read_bytes() == lines
+    inside = tf.saved_model.load(str(exported[1])).describe_labels()
+    assert [name.decode() for name in inside["labels"].numpy()] == list(LABELS)
+    assert inside["sha256"].numpy().decode() == hashlib.sha256(lines).hexdigest()

@@ -89,6 +89,9 @@ def test_the_life_of_a_model(job: Job) -> None:
     assert job.versions() == [first["version"], forced["version"]]
     assert json.loads(job.ask("rollback")[1])["version"] == first["version"]
     assert job.versions() == [first["version"]]
+    # What a person took back does not come again by itself; the first one's inputs are the same.
+    assert job.run()[1]["status"] == "unchanged"
+    assert job.versions() == [first["version"]]
     assert job.ask("promote", "--version", str(forced["version"]))[0] == 0
     assert job.versions() == [first["version"], forced["version"]]
     listed = [json.loads(line) for line in job.ask("versions")[1].splitlines()]
