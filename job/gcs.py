@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import google.auth
 import google.auth.exceptions
 import requests
 from google.api_core import exceptions as api
@@ -45,7 +46,9 @@ def open_bucket(name: str, connections: int) -> Any:
             anonymous: Any = AnonymousCredentials
             client = storage.Client(project="regraft", credentials=anonymous())
         else:
-            client = storage.Client()
+            credentials, project = google.auth.default()
+            # Objects need no project; a workload identity often knows none.
+            client = storage.Client(project=project or "regraft", credentials=credentials)
         # requests keeps 10 connections by default; every thread above that would open a new one
         # for each object, with its TLS handshake.
         client._http.mount("https://", HTTPAdapter(pool_maxsize=connections))

@@ -22,11 +22,16 @@ ROOT = Path(__file__).parent.parent
 
 
 def rendered_base() -> list[dict[str, Any]]:
-    """Build k8s/base as `kubectl apply -k` does and give its objects."""
+    """Give the objects of k8s/base."""
+    return rendered("k8s/base")
+
+
+def rendered(folder: str) -> list[dict[str, Any]]:
+    """Build a kustomization as `kubectl apply -k` does and give its objects."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     kubectl = shutil.which("kubectl", path=path)
     assert kubectl, "kubectl is not installed; `make test` gets it with requirements-dev.txt"
-    command = [kubectl, "kustomize", str(ROOT / "k8s/base")]
+    command = [kubectl, "kustomize", str(ROOT / folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return [dict(document) for document in yaml.safe_load_all(done.stdout)]
@@ -61,6 +66,26 @@ def test_base_is_valid(release: str) -> None:
     assert {item["kind"] for item in objects} == {"Job", "ServiceAccount", "ConfigMap"}
     for item in objects:
         kubernetes_validate.validate(item, release, strict=True)
+
+
+@pytest.mark.parametrize("release", newest_releases(3))
+def test_serving_is_valid(release: str) -> None:
+    """So is every object of k8s/serving."""
+    objects = rendered("k8s/serving")
+    assert {item["kind"] for item in objects} == {
+        "Deployment", "Service", "ServiceAccount", "ConfigMap"
+    }  # fmt: skip
+    for item in objects:
+        kubernetes_validate.validate(item, release, strict=True)
+
+
+def test_the_server_is_as_new_as_what_writes_models() -> None:
+    """The image's tag is the version of TensorFlow that the requirements pin."""
+    (deployment,) = (i for i in rendered("k8s/serving") if i["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    pinned = re.search(r"^tensorflow==(\S+)", (ROOT / "requirements.txt").read_text(), re.M)
+    assert pinned is not None
+    assert container["image"] == f"tensorflow/serving:{pinned[1]}"
 
 
 def test_names_resolve() -> None:

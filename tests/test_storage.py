@@ -192,6 +192,17 @@ def test_gcs_without_credentials_says_how_to_give_some(monkeypatch: pytest.Monke
     assert "workload identity" in caught.value.hint
 
 
+def test_gcs_without_any_identity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Outside a cloud, without a login: a matter of configuration, with three ways out."""
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")  # asking a network that is not there takes its time
+    with pytest.raises(ConfigError, match="no valid Google credentials") as caught:
+        open_store("gs://bucket")
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in caught.value.hint
+
+
 def test_gcs_no_permission_names_the_role(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refusal is permanent, and its hint says which role would mend it."""
     with answering(403) as url:
