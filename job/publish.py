@@ -17,13 +17,14 @@ rename a folder, so the order of the copies is what makes it whole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from job.errors import ConfigError, PublishError
+from job.errors import ConfigError, PublishError, RegraftError
 from job.storage import Entry, Store, crc32c
 
 # TensorFlow Serving takes a version for loadable when this is there.
@@ -113,15 +114,20 @@ def publish(
         for path in sorted(bundle.rglob("*"))
         if path.is_file()
     }
+    version: int | None = None
     try:
         models.put_tree(bundle, staging)
         _compare(models, staging, expected)
         version = _claim(models, run, time.time() if now is None else now)
         models.move_tree(staging, str(version), order=publishing_order)
+        _compare(models, str(version), expected)
     except BaseException:
-        models.delete_tree(staging)
+        # What is left is ours alone, and not good: the staging folder, and the number we claimed.
+        with contextlib.suppress(RegraftError, OSError):
+            models.delete_tree(staging)
+            if version is not None:
+                models.delete_tree(str(version), first=LAST_FILE)
         raise
-    _compare(models, str(version), expected)
     move_channel(models, version, forward=True)
     return version
 

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,6 +159,33 @@ def test_what_arrives_damaged_is_not_published(tmp_path: Path, bundle: Path) -> 
     with pytest.raises(PublishError, match=r"labels\.txt did not arrive"):
         publish(bundle, Corrupting(tmp_path / "m"))
     assert names(LocalStore(tmp_path / "m")) == []
+
+
+class Failing(LocalStore):
+    """A store on which moving goes wrong in some way, after the files are there."""
+
+    failure: BaseException | None = None
+
+    def move_tree(self, source: str, target: str, *, order: Any) -> None:
+        """Move, then be interrupted, or find another's file among ours."""
+        super().move_tree(source, target, order=order)
+        if self.failure is not None:
+            raise self.failure
+        (self.root / target / "stranger").write_bytes(b"x")
+
+
+@pytest.mark.parametrize("failure", [None, KeyboardInterrupt(), OSError("out")])
+def test_a_publication_that_fails_leaves_no_version(
+    tmp_path: Path, bundle: Path, failure: BaseException | None
+) -> None:
+    """Interrupted, failed, or not as sent when read back: nothing of it stays visible."""
+    (tmp_path / "m").mkdir()
+    models = Failing(tmp_path / "m")
+    models.failure = failure
+    with pytest.raises(type(failure) if failure else PublishError):
+        publish(bundle, models)
+    assert names(models) == []
+    assert len(read_listing(models).claims) == 1  # its number is not used again
 
 
 def test_leftovers_of_dead_jobs_go_when_they_are_old(models: Store, bundle: Path) -> None:
