@@ -9,27 +9,24 @@ other's half-made entries, and one that lost files since does not match its reco
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import http.client
-import io
 import json
 import os
 import shutil
 import socket
 import ssl
-import tarfile
 import tempfile
 import time
 import urllib.error
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from job import archives
 from job.errors import ConfigError, RegraftError, UnavailableError, brief
 from job.storage import open_store
 
@@ -38,15 +35,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)
     import tensorflow_hub as hub
 
-ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 RECORD = "files.json"
 MARKER = "regraft_digest.json"
 SAVED_MODEL = "saved_model.pb"
 NETWORK_TIMEOUT = 60.0  # seconds without a byte
 PARTIAL_LIFETIME = 24 * 3600.0  # seconds; older half-made entries belong to killed processes
-
-# What damaged archives raise, by the layer that notices first.
-ARCHIVE_ERRORS = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError)
 
 
 def fetch_module(handle: str, cache_dir: Path) -> Path:
@@ -67,12 +60,14 @@ def fetch_module(handle: str, cache_dir: Path) -> Path:
         folder = _fetch_gs(handle, cache_dir / "modules")
     elif scheme in ("", "file"):
         path = Path(url2pathname(urlsplit(handle).path) if scheme else handle)
-        if not path.is_file() or not path.name.endswith(ARCHIVE_SUFFIXES):
+        if not path.is_file() or not path.name.endswith(archives.SUFFIXES):
             folder = path
         else:
             data = path.read_bytes()
             key = hashlib.sha256(data).hexdigest()[:32]
-            folder = cached(cache_dir / "modules", key, lambda target: _unpack(data, target))
+            folder = cached(
+                cache_dir / "modules", key, lambda target: archives.unpack(data, target)
+            )
     else:
         raise ConfigError(
             f"no way to fetch {scheme}://",
@@ -179,26 +174,8 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
-def _unpack(data: bytes, target: Path) -> None:
-    """Unpack files and folders only: a module needs no links, and they are how archives escape."""
-    target.mkdir()
-    try:
-        if data.startswith(b"\x1f\x8b"):
-            # tarfile stops at the last member; gzip's checksum comes after it.
-            with gzip.open(io.BytesIO(data)) as stream:
-                while stream.read(2**20):
-                    pass
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            for member in archive:
-                if not (member.isfile() or member.isdir()):
-                    raise ValueError(f"{member.name} is neither a file nor a folder")
-                archive.extract(member, target, filter="data")
-    except ARCHIVE_ERRORS as error:
-        raise _broken_archive(error) from error
-
-
 def _fetch_gs(handle: str, root: Path) -> Path:
-    is_archive = handle.endswith(ARCHIVE_SUFFIXES)
+    is_archive = handle.endswith(archives.SUFFIXES)
     uri, _, name = handle.rpartition("/") if is_archive else (handle.rstrip("/"), "", "")
     store = open_store(uri)
     files = (entry for entry in store.list(name) if not entry.name.endswith("/"))
@@ -216,7 +193,7 @@ def _fetch_gs(handle: str, root: Path) -> Path:
             except FileNotFoundError as error:
                 raise ConfigError(f"{entry.name} was just deleted") from error
             if is_archive:
-                return _unpack(data, target)
+                return archives.unpack(data, target)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         return None
@@ -253,8 +230,8 @@ def _resolve(handle: str, target: Path) -> None:
             Path(hub.resolve(handle)).rename(target)
         except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
             raise _network_failure(error) from error
-        except (*ARCHIVE_ERRORS, http.client.HTTPException) as error:
-            raise _broken_archive(error) from error
+        except (*archives.ERRORS, http.client.HTTPException) as error:
+            raise archives.broken_archive(error) from error
 
 
 @contextlib.contextmanager
@@ -283,10 +260,3 @@ def _network_failure(error: OSError) -> RegraftError:
     elif isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
         return ConfigError(message, hint="set SSL_CERT_FILE to a bundle with your CA")
     return UnavailableError(message, hint="try again when the server answers")
-
-
-def _broken_archive(error: Exception) -> ConfigError:
-    return ConfigError(
-        f"not a whole and safe .tar.gz archive: {brief(error)}",
-        hint="pack the module again: tar -C FOLDER -czf NAME.tar.gz .",
-    )

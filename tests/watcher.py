@@ -161,7 +161,7 @@ class Watcher:
             for content in contents.values()
         )
         if len(tokens) != 1:
-            self.blame(version, f"is a mix of {dict(tokens)}")
+            self.blame(version, f"is a mix of {dict(sorted(tokens.items()))}")
         self.report.whole[version] = next(iter(tokens))
 
     def blame(self, version: int, what: str) -> None:
