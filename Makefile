@@ -24,6 +24,12 @@ demo: $(RUN_READY) ## Train on samples/clipart, publish to models/clipart, ask t
 	  samples/clipart/fruit/strawberry.jpg samples/clipart/mammal/dolphin.jpg samples/clipart/vehicle/bus-01.jpg
 
 test: $(DEV_READY) ## Run the tests
+	@command -v chromium >/dev/null || { \
+	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	    echo "The tests open the report in a browser: install it first (on Debian: apt-get install chromium)" >&2; \
+	    exit 1; \
+	  fi; \
+	  apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
 	$(BIN)/python -m pytest
 
 lint: $(DEV_READY) ## Run every linter
