@@ -84,7 +84,7 @@ def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
 
 @cli.command()
 @common_options
-@option("model", required=True, help="A version, or a model's folder (its newest version).")
+@option("model", required=True, help="A version, or a model's folder (the one in service).")
 @option("top", type=click.IntRange(min=1), default=3, show_default=True, help="Labels an image.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 def predict(log_format: str, model: str, top: int, images: tuple[Path, ...]) -> None:
@@ -112,7 +112,7 @@ def predict(log_format: str, model: str, top: int, images: tuple[Path, ...]) -> 
 
 @cli.command()
 @common_options
-@option("model", required=True, help="A version, or a model's folder (its newest version).")
+@option("model", required=True, help="A version, or a model's folder (the one in service).")
 @option("data", required=True, help="Labelled images, one folder per label.")
 @option(
     "split",

@@ -55,6 +55,22 @@ class Loaded:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples that were fetched together, those that decoded apart from those that did not."""
+
+    readable: list[Loaded]
+    unreadable: list[Loaded]
+
+    def pixels(self) -> list[np.ndarray]:
+        """Give the readable images, float32 `[h,w,3]` in [0,1]."""
+        return [loaded.pixels for loaded in self.readable if loaded.pixels is not None]
+
+    def skipped(self) -> list[Skipped]:
+        """Give the unreadable ones with their reasons."""
+        return [Skipped(loaded.example.name, loaded.reason) for loaded in self.unreadable]
+
+
 def embed(
     store: Store,
     index: Index,
@@ -76,21 +92,16 @@ def embed(
     digests: list[str] = []
     skipped: list[Skipped] = []
     checksums: dict[str, str] = {}
-    batch: list[np.ndarray] = []
-    for loaded in load_all(store, index.examples, backbone.image_size, batch_size, threads):
-        if loaded.checksum:
-            checksums[loaded.example.name] = loaded.checksum
-        if loaded.pixels is None:
-            skipped.append(Skipped(loaded.example.name, loaded.reason))
-        else:
-            batch.append(loaded.pixels)
-            digests.append(loaded.digest)
-        if len(batch) == batch_size:
-            features[len(digests) - len(batch) : len(digests)] = forward(batch)
-            batch.clear()
-        advance(1)
-    if batch:
-        features[len(digests) - len(batch) : len(digests)] = forward(batch)
+    batches = load_batches(store, index.examples, backbone.image_size, batch_size, threads, advance)
+    for batch in batches:
+        for loaded in (*batch.readable, *batch.unreadable):
+            if loaded.checksum:
+                checksums[loaded.example.name] = loaded.checksum
+        skipped += batch.skipped()
+        if batch.readable:
+            place = slice(len(digests), len(digests) + len(batch.readable))
+            features[place] = forward(batch.pixels())
+            digests += [loaded.digest for loaded in batch.readable]
     readable = index.without(item.name for item in skipped)
     features = features[: len(digests)]
     return Embeddings(readable, features, tuple(digests), tuple(skipped), checksums)
@@ -112,7 +123,30 @@ class Forward:
         return embedded
 
 
-def load_all(
+def load_batches(
+    store: Store,
+    examples: tuple[Example, ...],
+    image_size: tuple[int, int],
+    batch_size: int,
+    threads: int,
+    advance: Callable[[int], None],
+) -> Iterator[Batch]:
+    """Fetch and decode examples, in order; every batch but the last has `batch_size` readable ones.
+
+    `advance` is told of every example, readable or not. Raises what the store raises.
+    """
+    batch = Batch([], [])
+    for loaded in _load_all(store, examples, image_size, batch_size, threads):
+        (batch.unreadable if loaded.pixels is None else batch.readable).append(loaded)
+        if len(batch.readable) == batch_size:
+            yield batch
+            batch = Batch([], [])
+        advance(1)
+    if batch.readable or batch.unreadable:
+        yield batch
+
+
+def _load_all(
     store: Store,
     examples: tuple[Example, ...],
     image_size: tuple[int, int],

@@ -28,7 +28,7 @@ from urllib.request import url2pathname
 
 from job import archives
 from job.errors import ConfigError, RegraftError, UnavailableError, brief
-from job.storage import open_store
+from job.storage import download, open_store
 
 with warnings.catch_warnings():
     # It imports pkg_resources, which warns of its own end on every start.
@@ -184,19 +184,13 @@ def _fetch_gs(handle: str, root: Path) -> Path:
         raise ConfigError("no such object or folder", hint="check the URI")
 
     def fill(target: Path) -> None:
-        for entry in entries:
-            path = target / entry.name
-            if not path.resolve().is_relative_to(target.resolve()):
-                raise ConfigError(f"{entry.name} leads outside its folder")
-            try:
-                data = store.read(entry.name, entry)
-            except FileNotFoundError as error:
-                raise ConfigError(f"{entry.name} was just deleted") from error
+        try:
             if is_archive:
-                return archives.unpack(data, target)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        return None
+                archives.unpack(store.read(entries[0].name, entries[0]), target)
+            else:
+                download(store, entries, target)
+        except FileNotFoundError as error:
+            raise ConfigError(f"{error} was just deleted") from error
 
     key = hashlib.sha256(repr((uri, entries)).encode()).hexdigest()[:32]
     return cached(root, key, fill)

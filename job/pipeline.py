@@ -43,7 +43,7 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
         leave_summaries(config, facts)
         if not facts.verdict.passed:
             reject(plan, facts, result)
-        goldens = choose_goldens(plan, embeddings, trained)
+        goldens = choose_goldens(plan, embeddings, facts)
         bundle = folder / "bundle"
         write_bundle(
             bundle, config, backbone, embeddings, trained, facts, goldens, progress, result

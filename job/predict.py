@@ -13,24 +13,28 @@ import numpy as np
 import tensorflow as tf
 
 from job.dataset import Example, Split, label_line, scan, splitter
-from job.embed import Skipped, load_all
+from job.embed import Skipped, load_batches
 from job.errors import ConfigError, DataError
 from job.evaluate import Report, evaluate
 from job.images import UnreadableImage, loader
-from job.publish import in_service
-from job.storage import LocalStore, Store, open_store
+from job.publish import in_service, read_channels, read_listing
+from job.storage import LocalStore, Store, download, open_store
 
 BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A loaded version; `signatures` are the SavedModel's own."""
+    """A loaded version; `signatures` are the SavedModel's own, by name.
+
+    `loaded` is kept because the signatures' variables live only as long as it does.
+    """
 
     uri: str
     labels: tuple[str, ...]
     manifest: dict[str, Any]
-    signatures: Any
+    signatures: dict[str, Any]
+    loaded: Any
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -85,7 +89,7 @@ def load_model(uri: str) -> Model:
                 f"{place} is no whole version: {error}",
                 hint="give --model a folder that Regraft published",
             ) from error
-    return Model(place, labels, manifest, _Signatures(loaded, signatures))
+    return Model(place, labels, manifest, signatures, loaded)
 
 
 def fetch_version(uri: str, scratch: Path) -> tuple[str, Path]:
@@ -94,40 +98,21 @@ def fetch_version(uri: str, scratch: Path) -> tuple[str, Path]:
     Raises ConfigError when there is no version at `uri`.
     """
     store = _version_store(open_store(uri), uri)
-    return store.uri, store.root if isinstance(store, LocalStore) else _download(store, scratch)
-
-
-class _Signatures:
-    """Signatures by name, with the object whose variables they use kept alive."""
-
-    def __init__(self, loaded: Any, functions: dict[str, Any]) -> None:
-        self._loaded = loaded
-        self._functions = functions
-
-    def __getitem__(self, name: str) -> Any:
-        return self._functions[name]
+    if isinstance(store, LocalStore):
+        return store.uri, store.root
+    download(store, store.list(), scratch)
+    return store.uri, scratch
 
 
 def _version_store(store: Store, uri: str) -> Store:
     if any(entry.name == "saved_model.pb" for entry in store.list("saved_model.pb")):
         return store
-    if (version := in_service(store)) is not None:
+    if (version := in_service(read_listing(store), read_channels(store))) is not None:
         return store.child(str(version))
     raise ConfigError(
         f"{uri}: no version is there",
         hint="give --model MODELS/NAME or MODELS/NAME/VERSION, as `run` printed it",
     )
-
-
-def _download(store: Store, folder: Path) -> Path:
-    for entry in store.list():
-        target = folder / entry.name
-        if not target.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"{store.uri}: the name {entry.name!r} leads outside")
-        if not entry.name.endswith("/"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(store.read(entry.name, entry))
-    return folder
 
 
 def predict(model: Model, images: list[Path]) -> Iterator[Prediction]:
@@ -184,26 +169,14 @@ def score_images(
     scores = [np.empty((0, len(model.labels)), np.float32)]
     kept: list[Example] = []
     skipped: list[Skipped] = []
-    batch: list[np.ndarray] = []
-    for loaded in load_all(data, examples, model.image_size, BATCH_SIZE, threads):
-        if loaded.pixels is None:
-            skipped.append(Skipped(loaded.example.name, loaded.reason))
-        else:
-            batch.append(loaded.pixels)
-            kept.append(loaded.example)
-        if len(batch) == BATCH_SIZE:
-            scores.append(_scores(model, batch))
-        advance(1)
-    if batch:
-        scores.append(_scores(model, batch))
+    answer = model.signatures["serving_default"]
+    for batch in load_batches(data, examples, model.image_size, BATCH_SIZE, threads, advance):
+        skipped += batch.skipped()
+        if batch.readable:
+            answers = answer(image=tf.constant(np.stack(batch.pixels())))
+            scores.append(answers["prediction"].numpy())
+            kept += [loaded.example for loaded in batch.readable]
     return Scored(tuple(kept), np.concatenate(scores), tuple(skipped))
-
-
-def _scores(model: Model, batch: list[np.ndarray]) -> np.ndarray:
-    answer = model.signatures["serving_default"](image=tf.constant(np.stack(batch)))
-    batch.clear()
-    scores: np.ndarray = answer["prediction"].numpy()
-    return scores
 
 
 def _examples(model: Model, data: Store, split: str) -> tuple[Example, ...]:

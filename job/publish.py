@@ -21,6 +21,7 @@ import contextlib
 import json
 import time
 import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +42,15 @@ STALE_AFTER = 3600.0
 class Listing:
     """What one listing of a model's store shows.
 
-    `versions` are the whole ones, rising; `partial` have a folder but no `saved_model.pb` (yet).
+    `versions` are the whole ones, rising; `partial` have a folder but no `saved_model.pb` (yet);
+    `rolled_back` are the withdrawn ones that a person took back.
     """
 
     versions: tuple[int, ...]
     partial: tuple[int, ...]
     withdrawn: tuple[int, ...]
     claims: tuple[int, ...]
+    rolled_back: tuple[int, ...]
 
     @property
     def newest(self) -> int:
@@ -57,11 +60,17 @@ class Listing:
 
 def read_listing(models: Store) -> Listing:
     """List a model's store once."""
+    return _sort_out(models.list())
+
+
+def _sort_out(entries: Iterable[Entry]) -> Listing:
+    names = set()
     seen: set[int] = set()
     whole: set[int] = set()
     withdrawn: set[int] = set()
     claims: set[int] = set()
-    for entry in models.list():
+    for entry in entries:
+        names.add(entry.name)
         head, _, rest = entry.name.partition("/")
         if _is_version(head) and rest:
             seen.add(int(head))
@@ -70,7 +79,9 @@ def read_listing(models: Store) -> Listing:
         number = rest.partition("/")[0]
         if head in (".withdrawn", ".claims") and _is_version(number):
             (withdrawn if head == ".withdrawn" else claims).add(int(number))
-    return Listing(*(tuple(sorted(s)) for s in (whole, seen - whole, withdrawn, claims)))
+    marked = {version for version in withdrawn if rollback_mark(version) in names}
+    kinds = (whole, seen - whole, withdrawn, claims, marked)
+    return Listing(*(tuple(sorted(kind)) for kind in kinds))
 
 
 def _is_version(name: str) -> bool:
@@ -181,13 +192,14 @@ def clean(models: Store, stale_after: float = STALE_AFTER) -> list[str]:
     again.
     """
     limit = time.time() - stale_after
-    listing = read_listing(models)
+    entries = list(models.list())
+    partial = _sort_out(entries).partial
     newest_of: dict[str, float] = {}
-    for entry in models.list():
+    for entry in entries:
         parts = entry.name.split("/")
         if parts[0] == ".staging" and len(parts) > 2:
             unit = f".staging/{parts[1]}"
-        elif _is_version(parts[0]) and int(parts[0]) in listing.partial:
+        elif _is_version(parts[0]) and int(parts[0]) in partial:
             unit = parts[0]
         else:
             continue
@@ -222,11 +234,10 @@ def _read_channels(models: Store) -> tuple[dict[str, int], Entry | None]:
     return channels, entry
 
 
-def in_service(models: Store) -> int | None:
+def in_service(listing: Listing, channels: Mapping[str, int]) -> int | None:
     """Give the version that answers: `stable`, or else the largest whole one; None without any."""
-    versions = read_listing(models).versions
-    stable = read_channels(models).get(STABLE)
-    return stable if stable in versions else max(versions, default=None)
+    stable = channels.get(STABLE)
+    return stable if stable in listing.versions else max(listing.versions, default=None)
 
 
 def move_channel(

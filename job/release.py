@@ -20,7 +20,7 @@ from job.publish import PREVIOUS, move_channel, read_channels, read_listing
 from job.report import Facts, junit, markdown, write_report
 from job.result import Result
 from job.serving import compare_answers, wait_available
-from job.stages import Plan, Trained, rows
+from job.stages import Plan, Trained
 from job.storage import Store
 from job.verify import MAX_GOLDENS, Golden, golden_record, write_warmup
 from job.versions import withdraw
@@ -57,27 +57,26 @@ def write_bundle(
         )
 
 
-def choose_goldens(plan: Plan, embeddings: Embeddings, trained: Trained) -> list[Golden]:
+def choose_goldens(plan: Plan, embeddings: Embeddings, facts: Facts) -> list[Golden]:
     """Give the smallest test image of each of the first labels, with the trained model's answer.
 
     The images travel with the version as its warm-up records, so small ones will do.
     """
-    features, _ = rows(embeddings, Split.TEST)
-    scores = trained.head.probabilities(features)
     tests = [e for e in embeddings.index.examples if e.split is Split.TEST]
     smallest: dict[int, int] = {}
     for row in sorted(range(len(tests)), key=lambda row: tests[row].entry.size):
         smallest.setdefault(tests[row].class_index, row)
     chosen = [row for _, row in sorted(smallest.items())][:MAX_GOLDENS]
     try:
-        return [
-            Golden(tests[row].name, plan.data.read(tests[row].name, tests[row].entry), scores[row])
-            for row in chosen
-        ]
+        contents = [plan.data.read(tests[row].name, tests[row].entry) for row in chosen]
     except FileNotFoundError as error:
         raise UnavailableError(
             f"{error}: the image was replaced while the job ran", hint="run again"
         ) from error
+    return [
+        Golden(tests[row].name, content, facts.scores[row])
+        for row, content in zip(chosen, contents, strict=True)
+    ]
 
 
 def leave_summaries(config: RunConfig, facts: Facts) -> None:

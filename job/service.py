@@ -16,7 +16,7 @@ from job.gate import Comparison, compare
 from job.manifest import inputs_digest
 from job.predict import load_model, score_images
 from job.progress import log
-from job.publish import in_service, read_listing, rollback_mark
+from job.publish import Listing, in_service, read_channels
 from job.storage import Store, crc32c
 
 
@@ -34,22 +34,20 @@ class InService:
     rolled_back: dict[str, int]
 
 
-def read_in_service(models: Store) -> InService | None:
-    """Give the version in service; None where there is none."""
-    version = in_service(models)
+def read_in_service(models: Store, listing: Listing) -> InService | None:
+    """Give the version in service by a listing of the model's store; None where there is none."""
+    version = in_service(listing, read_channels(models))
     if version is None:
         return None
     try:
         labels = models.read(f"{version}/labels.txt").decode().splitlines()
     except FileNotFoundError:
         labels = []
-    marked = {entry.name for entry in models.list(".withdrawn/")}
-    withdrawn = [v for v in read_listing(models).withdrawn if rollback_mark(v) in marked]
     return InService(
         version,
         tuple(labels),
         _inputs(models, str(version)),
-        {_inputs(models, f".withdrawn/{v}"): v for v in withdrawn},
+        {_inputs(models, f".withdrawn/{v}"): v for v in listing.rolled_back},
     )
 
 

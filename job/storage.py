@@ -14,7 +14,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -118,6 +118,20 @@ def open_store(uri: str, *, connections: int = 32) -> Store:
 def crc32c(data: bytes) -> str:
     """Give the CRC32C of `data` as GCS writes it: base64 of the big-endian 4 bytes."""
     return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+
+
+def download(store: Store, entries: Iterable[Entry], folder: Path) -> None:
+    """Write objects to files of the same names below a local folder.
+
+    Raises ConfigError for a name that leads outside, FileNotFoundError for an object that is gone.
+    """
+    for entry in entries:
+        target = folder / entry.name
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{store.uri}: {entry.name!r} leads outside its folder")
+        if not entry.name.endswith("/"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(store.read(entry.name, entry))
 
 
 def check_writable(store: Store) -> None:

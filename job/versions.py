@@ -37,7 +37,8 @@ class Version:
 
 def list_versions(models: Store) -> list[Version]:
     """Give every version of a model, rising."""
-    listing, channels, serving = read_listing(models), read_channels(models), in_service(models)
+    listing, channels = read_listing(models), read_channels(models)
+    serving = in_service(listing, channels)
     states = {
         **dict.fromkeys(listing.withdrawn, "withdrawn"),
         **dict.fromkeys(listing.partial, "partial"),
@@ -94,7 +95,8 @@ def rollback(models: Store, to: int | None = None) -> int:
 
     Raises ConfigError when there is no such version, PublishError when there is none to go to.
     """
-    listing, channels, serving = read_listing(models), read_channels(models), in_service(models)
+    listing, channels = read_listing(models), read_channels(models)
+    serving = in_service(listing, channels)
     older = [v for v in listing.versions if serving is not None and v < serving]
     previous = channels.get(PREVIOUS)
     target = to if to is not None else previous if previous in older else max(older, default=None)
@@ -124,8 +126,8 @@ def prune(models: Store, keep: int) -> list[int]:
 
     Withdrawn versions below the oldest kept one go too. Gives what was deleted, rising.
     """
-    listing = read_listing(models)
-    needed = {*read_channels(models).values(), in_service(models)}
+    listing, channels = read_listing(models), read_channels(models)
+    needed = {*channels.values(), in_service(listing, channels)}
     doomed = listing.versions[: max(0, len(listing.versions) - keep)]
     doomed = tuple(version for version in doomed if version not in needed)
     kept = [version for version in listing.versions if version not in doomed]

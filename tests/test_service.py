@@ -14,7 +14,7 @@ from job.config import RunConfig
 from job.dataset import build_index
 from job.errors import PublishError
 from job.manifest import inputs_digest
-from job.publish import publish
+from job.publish import publish, read_listing
 from job.service import InService, arrange_labels, is_unchanged, read_in_service
 from job.storage import LocalStore, crc32c
 from job.versions import promote, rollback
@@ -68,7 +68,7 @@ class Story:
 
     def unchanged(self, backbone: str = "backbone") -> bool:
         """Ask whether a run would be in vain."""
-        serving = read_in_service(self.models)
+        serving = read_in_service(self.models, read_listing(self.models))
         assert serving is not None
         return is_unchanged(self.config, self.data, self.index(), serving, backbone)
 
@@ -101,7 +101,7 @@ def test_what_a_person_rolled_back_is_not_published_again(tmp_path: Path) -> Non
     image.write_bytes(image.read_bytes() + b" ")
     assert not story.unchanged()
     promote(story.models, second)
-    serving = read_in_service(story.models)
+    serving = read_in_service(story.models, read_listing(story.models))
     assert serving is not None
     assert serving.version == second
     assert serving.rolled_back == {}
@@ -110,8 +110,8 @@ def test_what_a_person_rolled_back_is_not_published_again(tmp_path: Path) -> Non
 def test_a_version_of_another_tool_has_no_inputs(tmp_path: Path) -> None:
     """Without a manifest of ours nothing counts as unchanged, and the labels are read if there."""
     models = LocalStore(tmp_path)
-    assert read_in_service(models) is None
+    assert read_in_service(models, read_listing(models)) is None
     models.write("5/saved_model.pb", b"")
     models.write("5/manifest.json", b"not JSON")
     models.write("5/labels.txt", b"a\nb\n")
-    assert read_in_service(models) == InService(5, ("a", "b"), "", {})
+    assert read_in_service(models, read_listing(models)) == InService(5, ("a", "b"), "", {})

@@ -31,11 +31,11 @@ def models(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def test_rollback_puts_the_one_before_in_service(models: Store) -> None:
     """`stable` goes back, and the newer version is no integer any more, but not lost."""
     assert rollback(models) == NOW + 2
-    assert in_service(models) == NOW + 2
+    assert in_service(read_listing(models), read_channels(models)) == NOW + 2
     assert read_listing(models).versions == (NOW, NOW + 1, NOW + 2)
     assert read_listing(models).withdrawn == (NOW + 3,)
     assert rollback(models) == NOW + 1
-    assert in_service(models) == NOW + 1
+    assert in_service(read_listing(models), read_channels(models)) == NOW + 1
 
 
 def test_rollback_to_a_chosen_version_withdraws_all_above(models: Store) -> None:
@@ -52,7 +52,7 @@ def test_promote_brings_a_withdrawn_version_back_whole(models: Store) -> None:
     """All its files return, and `previous` remembers the way."""
     rollback(models)
     promote(models, NOW + 3)
-    assert in_service(models) == NOW + 3
+    assert in_service(read_listing(models), read_channels(models)) == NOW + 3
     for name in FILES:
         assert models.read(f"{NOW + 3}/{name}") == f"bundle3 {name}".encode()
     assert read_channels(models) == {"stable": NOW + 3, "previous": NOW + 2}
@@ -70,7 +70,7 @@ def test_other_channels(models: Store) -> None:
     """A channel of its own points where it is told; a number is no name, nor is `previous`."""
     promote(models, NOW + 1, "canary")
     assert read_channels(models)["canary"] == NOW + 1
-    assert in_service(models) == NOW + 3
+    assert in_service(read_listing(models), read_channels(models)) == NOW + 3
     for name in ("7", "previous", ""):
         with pytest.raises(ConfigError, match="--channel"):
             promote(models, NOW, name)
