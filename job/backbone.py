@@ -1,77 +1,154 @@
-"""A handle becomes a `Backbone`: a loaded TF Hub module with its digest and its sizes.
+"""A handle becomes a `Backbone`: a TF Hub module with its digest and its sizes, as a frozen graph.
 
 Every handle ends in one path: `modules` gives a local folder (a `builtin:` network is built into
-one first), `hub.load` loads it, and a trial run on two black images shows what comes out.
+one first), `hub.load` loads it, a trial run on two black images shows what comes out, and it is
+frozen. The frozen graph is kept, so that a later run loads nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
-import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 
-from job import modules
+from job import compiled, modules
 from job.backbones import efficientnet_lite
+from job.compiled import Compiled
 from job.errors import ConfigError, RegraftError, brief
+from job.graphs import frozen_graph, insert
+from job.interface import apply, find_image_size, trial
+from job.storage import LocalStore, Store
 
 BUILTINS = {f"builtin:{name}": variant for name, variant in efficientnet_lite.VARIANTS.items()}
 
-# Where a module is not callable: TF1 Hub's name for its features, then TF2's for anything.
-SIGNATURES = ("default", "serving_default")
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A handle whose module is known by its content, and not loaded.
+
+    `digest` is a sha256 in hex that is the same wherever and whenever the same module is loaded.
+    `folder` has the module; None for a built-in network, which is only built when it is needed.
+    """
+
+    handle: str
+    digest: str
+    folder: Path | None
 
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
     """A pretrained feature extractor.
 
-    `digest` is a sha256 in hex that is the same wherever and whenever the same module is loaded.
-    `image_size` is (height, width) in pixels. `module` is the loaded trackable: an export keeps it
-    as an attribute of its `tf.Module`, so that the variables are saved with it.
+    `digest` is that of the module. `image_size` is (height, width) in pixels. `graph` is the
+    module without variables, a GraphDef for `graphs.insert`, and `function` the same as a
+    concrete function: however often a graph calls that, it holds the weights once.
     """
 
     handle: str
     digest: str
     image_size: tuple[int, int]
     feature_dim: int
-    module: Any
+    graph: Any
+    function: Any
 
     def embed(self, images: tf.Tensor) -> tf.Tensor:
         """Map images, float32 [n,h,w,3] in [0,1], to embeddings, float32 [n,feature_dim].
 
         `h` and `w` are those of `image_size`. Works eagerly and inside a `tf.function`.
         """
-        return tf.reshape(_apply(self.module, images), [-1, self.feature_dim])
+        return self.function(tf.convert_to_tensor(images))
+
+    def image_spec(self, name: str = "image") -> tf.TensorSpec:
+        """Give the spec of the images that `embed` takes."""
+        return tf.TensorSpec([None, *self.image_size, 3], tf.float32, name)
 
 
-def load_backbone(handle: str, *, cache_dir: Path, image_size: int | None = None) -> Backbone:
-    """Load the backbone that `handle` names.
+def resolve(handle: str, *, cache_dir: Path) -> Resolved:
+    """Find the module that `handle` names and digest it; a remote one is fetched.
 
     Args:
         handle: `builtin:NAME`, or a TF Hub image feature vector (TF2 SavedModel or TF1 Hub format)
             as a folder, `file://`, `gs://`, `https://` or a `.tar.gz` of one.
         cache_dir: where fetched and built modules are kept for the next run.
+
+    Raises:
+        ConfigError: no such module, or one without a `saved_model.pb`.
+        UnavailableError: the network or the storage that the module comes from is out.
+    """
+    with _naming(handle):
+        if handle.startswith("builtin:"):
+            _variant(handle)
+            return Resolved(handle, _builtin_digest(handle), None)
+        folder = modules.fetch_module(handle, cache_dir)
+        return Resolved(handle, modules.module_digest(folder), folder)
+
+
+def load_backbone(
+    handle: str | Resolved,
+    *,
+    cache_dir: Path,
+    image_size: int | None = None,
+    shelf: Store | None = None,
+) -> Backbone:
+    """Load the backbone that `handle` names, or that was resolved.
+
+    Args:
+        handle: as in `resolve`, or what that gave.
+        cache_dir: where fetched and built modules are kept for the next run.
         image_size: height and width in pixels, for a module that takes any.
+        shelf: where compiled backbones are kept; in `cache_dir` when it is not given.
 
     Raises:
         ConfigError: no such module, a damaged one, not one that maps images to float32 vectors,
             or an image size that is missing or contradicts the module's.
         UnavailableError: the network or the storage that the module comes from is out.
     """
-    with _naming(handle):
-        folder = _folder(handle, cache_dir)
-        module = modules.load_module(folder)
-        size = _image_size(module, folder, image_size)
-        feature_dim = _trial(module, size)
-        return Backbone(handle, modules.module_digest(folder), size, feature_dim, module)
+    found = resolve(handle, cache_dir=cache_dir) if isinstance(handle, str) else handle
+    shelf = shelf or LocalStore(cache_dir / "compiled")
+    name = compiled.file_name(found.digest, image_size)
+    made = compiled.find(shelf, name)
+    if made is None:
+        with _naming(found.handle):
+            made = _compile(found, cache_dir, image_size)
+        compiled.keep(shelf, name, made)
+    return _backbone(found, made)
+
+
+def _compile(resolved: Resolved, cache_dir: Path, image_size: int | None) -> Compiled:
+    folder = resolved.folder or _built(resolved, cache_dir)
+    module = modules.load_module(folder)
+    size = find_image_size(module, folder, image_size)
+    feature_dim = trial(module, size)
+
+    def embed(images: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(apply(module, images), [-1, feature_dim])
+
+    try:
+        graph = frozen_graph(embed, tf.TensorSpec([None, *size, 3], tf.float32))
+    except Exception as error:  # Whatever TensorFlow cannot make a constant of.
+        raise ConfigError(
+            f"it cannot be frozen: {brief(error)}",
+            hint="use a feature vector whose variables can be made constants",
+        ) from error
+    return Compiled(size, feature_dim, graph)
+
+
+def _backbone(resolved: Resolved, made: Compiled) -> Backbone:
+    def embed(images: tf.Tensor) -> tf.Tensor:
+        features = insert(made.graph, images, "backbone")
+        return tf.ensure_shape(features, [None, made.feature_dim])
+
+    spec = tf.TensorSpec([None, *made.image_size, 3], tf.float32, "images")
+    function = tf.function(embed, autograph=False).get_concrete_function(spec)
+    return Backbone(
+        resolved.handle, resolved.digest, made.image_size, made.feature_dim, made.graph, function
+    )
 
 
 def build_builtin(handle: str, target: Path) -> None:
@@ -108,17 +185,17 @@ def _naming(handle: str) -> Iterator[None]:
         ) from error
 
 
-def _folder(handle: str, cache_dir: Path) -> Path:
-    if not handle.startswith("builtin:"):
-        return modules.fetch_module(handle, cache_dir)
-    variant = _variant(handle)
-    digest = _builtin_digest(handle)
+def _built(resolved: Resolved, cache_dir: Path) -> Path:
+    """Give the folder of a built-in network, which is built unless it is there."""
 
     def build(target: Path) -> None:
-        efficientnet_lite.write_module(variant, target)
-        modules.mark_digest(target, digest)
+        efficientnet_lite.write_module(_variant(resolved.handle), target)
+        modules.mark_digest(target, resolved.digest)
 
-    return modules.cached(cache_dir / "modules", digest[:32], build)
+    folder = modules.cached(cache_dir / "modules", resolved.digest[:32], build)
+    if modules.module_digest(folder) != resolved.digest:
+        raise ConfigError(f"{folder} was changed after it was built", hint="remove that folder")
+    return folder
 
 
 def _variant(handle: str) -> efficientnet_lite.Variant:
@@ -133,118 +210,3 @@ def _variant(handle: str) -> efficientnet_lite.Variant:
 def _builtin_digest(handle: str) -> str:
     parts = (handle, BUILTINS[handle].sha256, efficientnet_lite.BUILDER_VERSION)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _apply(module: Any, images: tf.Tensor) -> tf.Tensor:
-    """Call the module the way it offers; its own output, of any shape."""
-    if callable(module):
-        takes_training = "training" in inspect.signature(module.__call__).parameters
-        output = module(images, training=False) if takes_training else module(images)
-    else:
-        signature = _signature(module)
-        output = signature(**{_only(signature.structured_input_signature[1], "inputs")[0]: images})
-    if isinstance(output, Mapping):
-        output = output["default"] if "default" in output else _only(output, "outputs")[1]
-    return output
-
-
-def _only(named: Mapping[str, Any], what: str) -> tuple[str, Any]:
-    if len(named) != 1:
-        raise ConfigError(
-            f"it has the {what} {sorted(named)}, expected one",
-            hint="use an image feature vector, in TF2 SavedModel or TF1 Hub format",
-        )
-    return next(iter(named.items()))
-
-
-def _signature(module: Any) -> Any:
-    signatures = getattr(module, "signatures", {})
-    for name in SIGNATURES:
-        if name in signatures:
-            return signatures[name]
-    raise ConfigError(
-        f"it is not callable and has the signatures {sorted(signatures)}, expected 'default'"
-        " or 'serving_default'",
-        hint="use an image feature vector, in TF2 SavedModel or TF1 Hub format",
-    )
-
-
-def _input_specs(module: Any) -> list[tf.TensorSpec]:
-    """Give the images' specs, one for each way the module was traced."""
-    if not callable(module):
-        return [_only(_signature(module).structured_input_signature[1], "inputs")[1]]
-    traces = getattr(module.__call__, "concrete_functions", [])
-    positional = [trace.structured_input_signature[0] for trace in traces]
-    return [args[0] for args in positional if args and isinstance(args[0], tf.TensorSpec)]
-
-
-def _image_size(module: Any, folder: Path, requested: int | None) -> tuple[int, int]:
-    specs = _input_specs(module)
-    for spec in specs:
-        if spec.dtype != tf.float32 or not spec.shape.is_compatible_with([None, None, None, 3]):
-            raise ConfigError(
-                f"it takes {spec.dtype.name} {spec.shape}, expected float32 [n, h, w, 3]",
-                hint="use a feature vector of RGB images in [0, 1]",
-            )
-    sizes = {tuple(spec.shape[1:3]) if spec.shape.rank else (None, None) for spec in specs}
-    fixed = next(iter(sizes)) if len(sizes) == 1 else (None, None)
-    if None not in fixed:
-        if requested not in (None, fixed[0]) or requested not in (None, fixed[1]):
-            raise ConfigError(
-                f"it takes images of {fixed[0]}x{fixed[1]} only, --image-size is {requested}",
-                hint="leave --image-size out",
-            )
-        return fixed[0], fixed[1]
-    if requested is not None:
-        return requested, requested
-    if attached := _attached_size(folder):
-        return attached
-    raise ConfigError(
-        "it takes images of any size and names none", hint="pass --image-size, in pixels"
-    )
-
-
-def _attached_size(folder: Path) -> tuple[int, int] | None:
-    """Give the default size that a TF1 Hub module carries as its `image_module_info`.
-
-    The module's graph holds ModuleAttachment messages (1: key, 2: value), and this one's value is
-    an ImageModuleInfo (1: default_image_size, with 1: height and 2: width), as tensorflow_hub's
-    `module_attachment.proto` and `image_module_info.proto` had them until 0.12.
-    """
-    number = rb"([\x80-\xff]*[\x00-\x7f])"
-    message = re.compile(
-        rb"\x0a\x11image_module_info\x12.\x0a.\x08%b\x10%b" % (number, number), re.S
-    )
-    saved = saved_model_pb2.SavedModel.FromString((folder / modules.SAVED_MODEL).read_bytes())
-    for graph in saved.meta_graphs:
-        for attachment in graph.collection_def["hub_module_attachments"].bytes_list.value:
-            if found := message.fullmatch(attachment):
-                return _varint(found[1]), _varint(found[2])
-    return None
-
-
-def _varint(data: bytes) -> int:
-    return sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(data))
-
-
-def _trial(module: Any, size: tuple[int, int]) -> int:
-    """Embed two black images and give the number of features; ConfigError if that goes wrong."""
-    height, width = size
-    try:
-        output = _apply(module, tf.zeros([2, height, width, 3]))
-    except RegraftError:
-        raise
-    except Exception as error:  # Whatever the module's own graph or signature objects to.
-        raise ConfigError(
-            f"it cannot embed float32 [2, {height}, {width}, 3]: {brief(error)}",
-            hint="use an image feature vector, and --image-size if it needs a certain one",
-        ) from error
-    if not isinstance(output, tf.Tensor):
-        raise ConfigError(f"it gives {type(output).__name__}, expected float32 [n, d]")
-    shape = output.shape.as_list()
-    if output.dtype != tf.float32 or shape[:-1] not in ([2], [2, 1, 1]):
-        raise ConfigError(
-            f"it gives {output.dtype.name} {shape} for 2 images, expected float32 [2, d]",
-            hint="use a feature vector, not a feature map or a detector",
-        )
-    return int(shape[-1])

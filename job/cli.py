@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from job import __version__
+from job.cli_cache import cache
 from job.cli_versions import COMMANDS
 from job.config import RunConfig
 from job.errors import ConfigError, DataError, RegraftError, Stopped
@@ -161,7 +162,7 @@ def build_backbone(log_format: str, handle: str, folder: Path) -> None:
     build_builtin(handle, folder)
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, cache):
     cli.add_command(_command)
 
 

@@ -25,9 +25,16 @@ def option(
     low: float | None = None,
     high: float | None = None,
     required: bool = False,
+    choices: tuple[str, ...] = (),
+    special: str = "",
 ) -> Any:
-    """Declare a field that is also a command-line option; `low` and `high` are inclusive."""
-    metadata = {"help": description, "low": low, "high": high}
+    """Declare a field that is also a command-line option; `low` and `high` are inclusive.
+
+    `special` is the word for None in place of a number.
+    """
+    metadata = {
+        "help": description, "low": low, "high": high, "choices": choices, "special": special,
+    }  # fmt: skip
     return field(metadata=metadata) if required else field(default=default, metadata=metadata)
 
 
@@ -90,10 +97,38 @@ class RunConfig:
     serving_timeout: float = option(
         "Seconds that the server at --serving-url has to come up with it.", 180.0, low=1, high=3600
     )
-    batch_size: int = option("Images per forward pass of the backbone.", 32, low=1, high=4096)
+    cache: str | None = option(
+        "Where embeddings are kept for later runs: gs://bucket/prefix or a path, or `off`; "
+        "MODELS/.embeddings when it is not given."
+    )
+    cache_dtype: str = option(
+        "Precision of embeddings; float16 halves the cache.", "float32",
+        choices=("float32", "float16"),
+    )  # fmt: skip
+    exact_decode: bool = option(
+        "Decode JPEGs in full before they are made smaller, in training and in the exported model; "
+        "large ones then take twice as long.",
+        False,
+    )
+    batch_size: int | None = option(
+        "Images per forward pass of the backbone, or `auto`: 32, on a GPU as many as pay.",
+        low=1, high=4096, special="auto",
+    )  # fmt: skip
     fetch_threads: int = option("Images fetched and decoded at once.", 32, low=1, high=512)
+    workers_count: int = option(
+        "Jobs that share the work of embedding through --cache; the one with index 0 goes on.",
+        1, low=1, high=10000,
+    )  # fmt: skip
+    workers_index: int | None = option(
+        "Which of them this is, from 0; $JOB_COMPLETION_INDEX when it is not given.", low=0
+    )
+    workers_timeout: float = option(
+        "Seconds without a new embedding from the others after which job 0 does their share.",
+        300.0, low=1,
+    )  # fmt: skip
     work_dir: Path | None = option(
-        "Folder for fetched modules and the export; a temporary one when it is not given."
+        "Folder for fetched modules, embeddings at work and the export; a temporary one when it is "
+        "not given."
     )
     summary_file: Path | None = option(
         "Where a Markdown summary is appended; $GITHUB_STEP_SUMMARY where that is set."
@@ -116,11 +151,29 @@ class RunConfig:
                 f"{self.test_percent:g} leave less than 10 % to train on",
                 hint="lower one of them",
             )
-        if contains(self.data, self.models):
+        for flag, place in (("--models", self.models), ("--cache", self.cache_uri)):
+            if place and contains(self.data, place):
+                raise ConfigError(
+                    f"{flag} {place} lies inside --data {self.data}",
+                    hint="keep them apart: what the job writes would become training images",
+                )
+        if (self.workers_index or 0) >= self.workers_count > 1:
             raise ConfigError(
-                f"--models {self.models} lies inside --data {self.data}",
-                hint="keep them apart: published files would become training images",
+                f"--workers-index is {self.workers_index} of {self.workers_count} jobs",
+                hint=f"give a number from 0 to {self.workers_count - 1}",
             )
+        if self.workers_count > 1 and not self.cache_uri:
+            raise ConfigError(
+                "--cache is off, and --workers-count jobs share their work through it",
+                hint="give them a --cache that all of them can write to",
+            )
+
+    @property
+    def cache_uri(self) -> str | None:
+        """Give where embeddings are kept, None where they are not."""
+        if self.cache is None:
+            return f"{self.models.rstrip('/')}/.embeddings"
+        return None if self.cache == "off" else self.cache
 
     def as_json(self) -> dict[str, Any]:
         """Give the options as JSON can hold them."""
@@ -135,6 +188,10 @@ def check_bounds(config: Any) -> None:
     for spec in fields(config):
         value = getattr(config, spec.name)
         low, high = spec.metadata.get("low"), spec.metadata.get("high")
+        choices = spec.metadata.get("choices")
+        if choices and value not in choices:
+            flag = "--" + spec.name.replace("_", "-")
+            raise ConfigError(f"{flag} is {value!r}", hint=f"give one of {', '.join(choices)}")
         if value is None or isinstance(value, str | bool):
             continue
         # `not (value >= low)` rather than `value < low`: NaN must not pass.

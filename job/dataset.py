@@ -45,7 +45,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The examples of a data set, sorted by name, and their labels.
+    """The examples of a data set, sorted by side of the split and then by name, and their labels.
 
     `labels[i]` is the line of `labels.txt` for class index `i`.
     """
@@ -56,6 +56,12 @@ class Index:
     def count(self, split: Split) -> int:
         """Give the number of examples on one side of the split."""
         return sum(example.split is split for example in self.examples)
+
+    def rows(self, split: Split) -> slice:
+        """Give where the examples of one side stand: they are next to each other."""
+        before = list(Split)[: list(Split).index(split)]
+        start = sum(self.count(side) for side in before)
+        return slice(start, start + self.count(split))
 
     def arranged(self, labels: tuple[str, ...]) -> Index:
         """Give the index with the same labels in another order, each example keeping its own."""
@@ -80,12 +86,16 @@ def build_index(store: Store, validation_percent: float, test_percent: float) ->
     counts = {folder: len(entries) for folder, entries in folders.items()}
     labels = _labels(store.uri, counts)
     split_of = splitter(validation_percent, test_percent)
+    class_of = {folder: labels.index(label_line(folder)) for folder in folders}
     examples = [
-        Example(entry, labels.index(label_line(folder)), split_of(entry.name))
+        Example(entry, class_of[folder], split_of(entry.name))
         for folder, entries in folders.items()
         for entry in entries
     ]
-    index = Index(labels, tuple(sorted(examples, key=lambda example: example.name)))
+    # Each side in one piece, so that a solver can have its embeddings without a copy.
+    order = {side: place for place, side in enumerate(Split)}
+    examples.sort(key=lambda example: (order[example.split], example.name))
+    index = Index(labels, tuple(examples))
     check_split(index)
     return index
 

@@ -1,31 +1,26 @@
-"""Images to embeddings, in one stream: fetch, decode and forward pass overlap."""
+"""Images to embeddings: what the cache has is recalled, the rest goes through the backbone."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from job.backbone import Backbone
-from job.dataset import Example, Index
-from job.graphs import freeze
-from job.images import UnreadableImage, loader
-from job.storage import Store, crc32c
+from job.cache import EmbeddingCache, Known, is_settled
+from job.dataset import Index, Split
+from job.errors import ConfigError
+from job.forward import Forward
+from job.images import loader
+from job.storage import Store
+from job.stream import Decode, Loaded, Skipped, load_batches
 
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An example that could not be read, and why."""
-
-    name: str
-    reason: str
+# Rows that are moved at once when unreadable images leave gaps: 40 MiB of 1,280 features.
+BLOCK = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +29,7 @@ class Embeddings:
 
     `features` is float32 `[n,d]` and `digests` the SHA-256 of each file, hexadecimal; row i of both
     belongs to `index.examples[i]`. `checksums` has the CRC32C of every file that was read, by name,
-    those that did not decode included.
+    those that did not decode included. `hits` of the embeddings came from the cache.
     """
 
     index: Index
@@ -42,33 +37,13 @@ class Embeddings:
     digests: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     checksums: dict[str, str]
+    hits: int
 
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """One fetched file: its pixels, float32 `[h,w,3]` in [0,1], or why there are none."""
-
-    example: Example
-    digest: str
-    checksum: str
-    pixels: np.ndarray | None
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Examples that were fetched together, those that decoded apart from those that did not."""
-
-    readable: list[Loaded]
-    unreadable: list[Loaded]
-
-    def pixels(self) -> list[np.ndarray]:
-        """Give the readable images, float32 `[h,w,3]` in [0,1]."""
-        return [loaded.pixels for loaded in self.readable if loaded.pixels is not None]
-
-    def skipped(self) -> list[Skipped]:
-        """Give the unreadable ones with their reasons."""
-        return [Skipped(loaded.example.name, loaded.reason) for loaded in self.unreadable]
+    def side(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Give one side of the split: features float32 `[n,d]`, a view, and int64 `[n]` classes."""
+        rows = self.index.rows(split)
+        classes = [example.class_index for example in self.index.examples[rows]]
+        return self.features[rows], np.array(classes, np.int64)
 
 
 def embed(
@@ -76,121 +51,166 @@ def embed(
     index: Index,
     backbone: Backbone,
     *,
-    batch_size: int,
     threads: int,
+    batch_size: int | None = None,
+    exact: bool = False,
+    dtype: str = "float32",
+    cache: EmbeddingCache | None = None,
+    scratch: Path | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Embeddings:
     """Embed every example of `index`; `advance` is told how many more are done.
 
-    An image that does not decode is left out and reported in `skipped`. The embedding of an image
-    does not depend on which others are read with it: each forward pass has the same static shape.
+    An image that does not decode is left out and reported in `skipped`. An embedding does not
+    depend on what is read with it: each forward pass has the same static shape. It is rounded to
+    `dtype` (`float32`, or `float16` for a cache of half the size) whether it comes from the cache
+    or not. Embeddings lie in an unnamed file in the folder `scratch`, so that the kernel may drop
+    them from memory. What is new is in `cache` when this returns, or raises.
 
-    Raises what the store raises; FileNotFoundError becomes a skipped image.
+    Raises what the store raises (FileNotFoundError becomes a skipped image), and ConfigError when
+    there is no room for the embeddings or they do not fit into float16.
     """
-    forward = Forward(backbone, batch_size)
-    features = np.empty((len(index.examples), backbone.feature_dim), np.float32)
-    digests: list[str] = []
-    skipped: list[Skipped] = []
-    checksums: dict[str, str] = {}
-    batches = load_batches(store, index.examples, backbone.image_size, batch_size, threads, advance)
-    for batch in batches:
-        for loaded in (*batch.readable, *batch.unreadable):
-            if loaded.checksum:
-                checksums[loaded.example.name] = loaded.checksum
-        skipped += batch.skipped()
-        if batch.readable:
-            place = slice(len(digests), len(digests) + len(batch.readable))
-            features[place] = forward(batch.pixels())
-            digests += [loaded.digest for loaded in batch.readable]
-    readable = index.without(item.name for item in skipped)
-    features = features[: len(digests)]
-    return Embeddings(readable, features, tuple(digests), tuple(skipped), checksums)
+    table = _Table(index, backbone.feature_dim, cache, np.dtype(dtype), scratch)
+    todo = table.recall(range(len(index.examples)))
+    advance(len(index.examples) - len(todo))
+    try:
+        if todo:
+            decode, forward = (
+                loader(backbone.image_size, exact=exact),
+                Forward(backbone, batch_size),
+            )
+            table.read(store, todo, decode, forward, threads, advance)
+    finally:
+        if cache:
+            cache.flush()
+    return table.embeddings()
 
 
-class Forward:
-    """The backbone's frozen graph at one static batch shape."""
+class _Table:
+    """The rows of `Embeddings` while they are filled in, in any order."""
 
-    def __init__(self, backbone: Backbone, batch_size: int) -> None:
-        self._batch = np.zeros((batch_size, *backbone.image_size, 3), np.float32)
-        spec = tf.TensorSpec(self._batch.shape, tf.float32)
-        self._function = freeze(tf.function(backbone.embed).get_concrete_function(spec))
+    def __init__(
+        self,
+        index: Index,
+        width: int,
+        cache: EmbeddingCache | None,
+        dtype: np.dtype,
+        scratch: Path | None,
+    ) -> None:
+        self._index = index
+        self._cache = cache
+        self._dtype = dtype
+        self._features = _allocate(len(index.examples), width, scratch)
+        self._known: list[Known | None] = [None] * len(index.examples)
+        self._reasons: dict[int, str] = {}
+        self._held: dict[str, list[int]] = {}
+        self._hits = 0
 
-    def __call__(self, images: list[np.ndarray]) -> np.ndarray:
-        """Give float32 `[n,d]` for n images, float32 `[h,w,3]`; n is at most the batch size."""
-        np.stack(images, out=self._batch[: len(images)])
-        (output,) = self._function(tf.constant(self._batch))
-        embedded: np.ndarray = output.numpy()[: len(images)]
-        return embedded
+    def recall(self, rows: Sequence[int]) -> list[int]:
+        """Fill in what the cache knows of unchanged files; gives the rows that are left."""
+        if self._cache is None:
+            return list(rows)
+        left = []
+        for row in rows:
+            known = self._cache.known(self._index.examples[row].entry)
+            if known is None or not (known.reason or self._cache.holds(known.digest)):
+                left.append(row)
+            else:
+                self._note(row, known)
+        return sorted(left + self.recall_held())
+
+    def recall_held(self) -> list[int]:
+        """Fetch the rows whose content the cache holds; gives those that it did not have."""
+        wanted, self._held = self._held, {}
+        if self._cache is None or not wanted:
+            return []
+        lost = self._cache.fetch(wanted, self._features)
+        self._hits += sum(len(rows) for digest, rows in wanted.items() if digest not in lost)
+        return sorted(row for digest in lost for row in wanted[digest])
+
+    def read(
+        self,
+        store: Store,
+        todo: list[int],
+        decode: Decode,
+        forward: Forward,
+        threads: int,
+        advance: Callable[[int], None],
+    ) -> None:
+        """Read, decode and embed the rows `todo`; content that the cache holds is only read."""
+        while todo:
+            batches = load_batches(
+                store,
+                [self._index.examples[row] for row in todo],
+                decode,
+                batch_size=forward.batch_size,
+                threads=threads,
+                advance=advance,
+                held=self._cache.holds if self._cache else lambda digest: False,
+            )
+            for batch, features in forward.stream(batches):
+                self.put(todo, batch.readable, features)
+                self.put(todo, batch.other, None)
+            todo = self.recall_held()  # what a damaged shard did not have after all
+            advance(-len(todo))
+
+    def put(self, rows: Sequence[int], loaded: list[Loaded], features: np.ndarray | None) -> None:
+        """Take files that were read, with their embeddings `[n,d]` if they went through."""
+        if features is not None and self._dtype != np.float32:
+            with np.errstate(over="ignore"):
+                features = features.astype(self._dtype)
+            if not np.isfinite(features).all():
+                raise ConfigError(
+                    "an embedding does not fit into float16", hint="use --cache-dtype float32"
+                )
+        for place, item in enumerate(loaded):
+            row = rows[item.place]
+            known = Known(item.digest, item.checksum, item.reason)
+            self._note(row, known, held=features is None)
+            if features is not None:
+                self._features[row] = features[place]
+            if self._cache and item.digest:
+                entry = item.example.entry if is_settled(item.example.entry, item.read_at) else None
+                self._cache.add(entry, known, None if features is None else features[place])
+
+    def _note(self, row: int, known: Known, *, held: bool = True) -> None:
+        self._known[row] = known
+        if known.reason:
+            self._reasons[row] = known.reason
+        elif held:
+            self._held.setdefault(known.digest, []).append(row)
+
+    def embeddings(self) -> Embeddings:
+        """Close the gaps that unreadable examples leave."""
+        examples = self._index.examples
+        kept = [row for row in range(len(examples)) if row not in self._reasons]
+        for start in range(0, len(kept) if self._reasons else 0, BLOCK):
+            rows = kept[start : start + BLOCK]
+            self._features[start : start + len(rows)] = self._features[rows]
+        skipped = [Skipped(examples[row].name, reason) for row, reason in self._reasons.items()]
+        known = [(e.name, k) for e, k in zip(examples, self._known, strict=True) if k is not None]
+        return Embeddings(
+            index=self._index.without(item.name for item in skipped),
+            features=self._features[: len(kept)],
+            digests=tuple(k.digest for _, k in known if not k.reason),
+            skipped=tuple(sorted(skipped, key=lambda item: item.name)),
+            checksums={name: k.checksum for name, k in known if k.checksum},
+            hits=self._hits,
+        )
 
 
-def load_batches(
-    store: Store,
-    examples: tuple[Example, ...],
-    image_size: tuple[int, int],
-    batch_size: int,
-    threads: int,
-    advance: Callable[[int], None],
-) -> Iterator[Batch]:
-    """Fetch and decode examples, in order; every batch but the last has `batch_size` readable ones.
+def _allocate(count: int, width: int, scratch: Path | None) -> np.ndarray:
+    """Give float32 `[count,width]` in an unnamed file, with its room on the disk taken.
 
-    `advance` is told of every example, readable or not. Raises what the store raises.
+    Without that a full disk would end the process with SIGBUS at some later write.
     """
-    batch = Batch([], [])
-    for loaded in _load_all(store, examples, image_size, batch_size, threads):
-        (batch.unreadable if loaded.pixels is None else batch.readable).append(loaded)
-        if len(batch.readable) == batch_size:
-            yield batch
-            batch = Batch([], [])
-        advance(1)
-    if batch.readable or batch.unreadable:
-        yield batch
-
-
-def _load_all(
-    store: Store,
-    examples: tuple[Example, ...],
-    image_size: tuple[int, int],
-    batch_size: int,
-    threads: int,
-) -> Iterator[Loaded]:
-    """Fetch and decode in `threads`, in order, at most a batch and a round of threads ahead."""
-    decode = _one_at_a_core(loader(image_size))
-    ahead = batch_size + threads
-    pending: deque[Future[Loaded]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="load") as pool:
+    with tempfile.TemporaryFile(dir=scratch) as file:
         try:
-            for example in examples:
-                pending.append(pool.submit(_load, store, example, decode))
-                if len(pending) == ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _one_at_a_core(decode: Callable[[bytes], np.ndarray]) -> Callable[[bytes], np.ndarray]:
-    """Let as many threads decode at once as there are cores; the others may wait for the network.
-
-    More would only take turns, and on a busy node their switching costs half the throughput.
-    """
-    free = threading.Semaphore(len(os.sched_getaffinity(0)))
-
-    def decode_in_turn(contents: bytes) -> np.ndarray:
-        with free:
-            return decode(contents)
-
-    return decode_in_turn
-
-
-def _load(store: Store, example: Example, decode: Callable[[bytes], np.ndarray]) -> Loaded:
-    try:
-        contents = store.read(example.name, example.entry)
-    except FileNotFoundError:
-        return Loaded(example, "", "", None, "removed or replaced since it was listed")
-    digest = hashlib.sha256(contents).hexdigest()
-    checksum = example.entry.crc32c or crc32c(contents)
-    try:
-        return Loaded(example, digest, checksum, decode(contents))
-    except UnreadableImage as error:
-        return Loaded(example, digest, checksum, None, str(error))
+            os.posix_fallocate(file.fileno(), 0, 4 * count * width)
+        except OSError as error:
+            raise ConfigError(
+                f"no room for {4 * count * width / 2**20:,.0f} MiB of embeddings in "
+                f"{scratch or tempfile.gettempdir()}: {error.strerror}",
+                hint="give a --work-dir on a disk with more room",
+            ) from error
+        return np.memmap(file, np.float32, "r+", shape=(count, width))

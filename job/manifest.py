@@ -21,7 +21,10 @@ from job.seal import canonical, describe_files, seal, sha256
 PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "scipy", "google-cloud-storage")
 
 # The options that change what is trained; the others say where it goes and what may pass.
-TRAINING_OPTIONS = ("validation_percent", "test_percent", "max_skipped", "l2")
+TRAINING_OPTIONS = (
+    "validation_percent", "test_percent", "max_skipped", "l2",
+    "image_size", "exact_decode", "cache_dtype",
+)  # fmt: skip
 
 
 def inputs_digest(
@@ -62,19 +65,18 @@ def write_manifest(
     digest of that file, so the two together pin every input. `backbone` is the backbone's digest,
     `golden` what the trained model answered to the images in the warm-up records.
     """
-    _write_examples(folder / "examples.csv", embeddings)
     labels = embeddings.index.labels
+    _write_examples(folder / "examples.csv", embeddings)
+    skipped = [{"name": item.name, "reason": item.reason} for item in embeddings.skipped]
+    digest = sha256(folder / "examples.csv")
+    data = {"uri": config.data, "digest": digest, "images": result.images, "skipped": skipped}
     manifest = {
         "regraft": job.__version__,
         "inputs": {
             "digest": inputs_digest(config, labels, embeddings.checksums, backbone),
-            "data": {
-                "uri": config.data,
-                "digest": sha256(folder / "examples.csv"),
-                "images": result.images,
-                "skipped": [{"name": s.name, "reason": s.reason} for s in embeddings.skipped],
-            },
+            "data": data,
             "backbone": {"handle": config.backbone, "digest": backbone},
+            "preprocessing": PREPROCESSING_VERSION,
         },
         "configuration": config.as_json(),
         "packages": packages(),

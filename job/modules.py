@@ -30,11 +30,6 @@ from job import archives
 from job.errors import ConfigError, RegraftError, UnavailableError, brief
 from job.storage import download, open_store
 
-with warnings.catch_warnings():
-    # It imports pkg_resources, which warns of its own end on every start.
-    warnings.simplefilter("ignore", UserWarning)
-    import tensorflow_hub as hub
-
 RECORD = "files.json"
 MARKER = "regraft_digest.json"
 SAVED_MODEL = "saved_model.pb"
@@ -89,7 +84,7 @@ def load_module(folder: Path) -> Any:
     Raises ConfigError when TensorFlow cannot load it.
     """
     try:
-        return hub.load(str(folder))
+        return _hub().load(str(folder))
     except Exception as error:  # A damaged file surfaces as almost any type from the loader.
         raise ConfigError(
             f"TensorFlow cannot load {folder}: {brief(error)}",
@@ -148,6 +143,16 @@ def cached(root: Path, key: str, fill: Callable[[Path], None]) -> Path:
             f"cannot write the module cache {root}: {error.strerror or error}",
             hint="give a --work-dir that this user may write to, with room for the module",
         ) from error
+
+
+def _hub() -> Any:
+    """Import TF Hub, which a run whose backbone is compiled already can do without."""
+    with warnings.catch_warnings():
+        # It imports pkg_resources, which warns of its own end on every start.
+        warnings.simplefilter("ignore", UserWarning)
+        import tensorflow_hub
+
+        return tensorflow_hub
 
 
 def _find(root: Path, key: str) -> Path | None:
@@ -221,7 +226,7 @@ def _resolve(handle: str, target: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=target.parent) as private, _hub_settings(private):
         try:
-            Path(hub.resolve(handle)).rename(target)
+            Path(_hub().resolve(handle)).rename(target)
         except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
             raise _network_failure(error) from error
         except (*archives.ERRORS, http.client.HTTPException) as error:

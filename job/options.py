@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,13 +68,33 @@ def config_options(command: Any) -> Any:
         settings = {"required": True} if required else {"default": spec.default}
         command = option(
             spec.name,
-            type=click.Path(path_type=Path) if kind is Path else kind,
+            type=_type(kind, spec.metadata),
             is_flag=kind is bool,
             show_default=not required and spec.default not in (None, False),
             help=spec.metadata["help"],
             **settings,
         )(command)
     return command
+
+
+def _type(kind: type, metadata: Mapping[str, Any]) -> Any:
+    if metadata["choices"]:
+        return click.Choice(metadata["choices"])
+    if metadata["special"]:
+        return NumberOr(metadata["special"])
+    return click.Path(path_type=Path) if kind is Path else kind
+
+
+class NumberOr(click.ParamType[int | None]):
+    """An integer, or a word that stands for None."""
+
+    def __init__(self, word: str) -> None:
+        self.name = f"integer|{word}"
+        self._word = word
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Give the integer, or None for the word; click's usage error for anything else."""
+        return None if value == self._word else click.INT.convert(value, param, ctx)
 
 
 def option(name: str, **settings: Any) -> Callable[[Any], Any]:

@@ -34,25 +34,34 @@ class Expected:
     tflite_tolerance: dict[str, float]
 
 
-def signature_problems(signatures: Any, expected: Expected) -> Iterator[str]:
-    """Ask both signatures of a loaded SavedModel, one image at a time and all at once."""
-    contents = np.array(expected.contents, object)
+def image_problems(signatures: Any, expected: Expected) -> Iterator[str]:
+    """Ask `serving_default` of a loaded SavedModel, one image at a time and all at once."""
 
-    def ask_pixels(rows: slice) -> dict[str, Any]:
-        answer: dict[str, Any] = signatures["serving_default"](image=expected.pixels[rows])
+    def ask(rows: slice) -> dict[str, Any]:
+        answer: dict[str, Any] = signatures["serving_default"](
+            image=tf.constant(expected.pixels[rows])
+        )
         return answer
 
-    def ask_bytes(rows: slice) -> dict[str, Any]:
+    for size in _batch_sizes(expected):
+        answer = _ask_all(ask, len(expected.names), size)
+        door = f"saved_model.pb: serving_default at batch size {size}"
+        yield from _parity(door, answer["prediction"], expected, expected.tolerance)
+
+
+def bytes_problems(signatures: Any, expected: Expected) -> Iterator[str]:
+    """Ask `serve_bytes` of a loaded SavedModel, one image at a time and all at once."""
+    contents = np.array(expected.contents, object)
+
+    def ask(rows: slice) -> dict[str, Any]:
         answer: dict[str, Any] = signatures["serve_bytes"](image_bytes=tf.constant(contents[rows]))
         return answer
 
-    for size in sorted({1, len(contents)}):
-        for name, ask in (("serving_default", ask_pixels), ("serve_bytes", ask_bytes)):
-            door = f"saved_model.pb: {name} at batch size {size}"
-            answer = _ask_all(ask, len(contents), size)
-            yield from _parity(door, answer["prediction"], expected, expected.tolerance)
-            if name == "serve_bytes":
-                yield from _ranking_problems(door, answer, expected)
+    for size in _batch_sizes(expected):
+        answer = _ask_all(ask, len(expected.names), size)
+        door = f"saved_model.pb: serve_bytes at batch size {size}"
+        yield from _parity(door, answer["prediction"], expected, expected.tolerance)
+        yield from _ranking_problems(door, answer, expected)
 
 
 def frozen_problems(path: Path, expected: Expected) -> Iterator[str]:
@@ -66,7 +75,7 @@ def frozen_problems(path: Path, expected: Expected) -> Iterator[str]:
                 feed = {f"{FROZEN_INPUT}:0": expected.pixels[rows]}
                 return {"prediction": session.run(f"{FROZEN_OUTPUT}:0", feed)}
 
-            for size in sorted({1, len(expected.names)}):
+            for size in _batch_sizes(expected):
                 found = _ask_all(ask, len(expected.names), size)["prediction"]
                 door = f"{path.name} at batch size {size}"
                 yield from _parity(door, found, expected, expected.tolerance)
@@ -95,6 +104,10 @@ def tflite_problems(path: Path, expected: Expected) -> Iterator[str]:
     tolerance = float(expected.tflite_tolerance.get(path.name, TFLITE_TOLERANCE))
     found = _ask_all(ask, len(expected.names), 1)["prediction"]
     yield from _parity(path.name, found, expected, tolerance)
+
+
+def _batch_sizes(expected: Expected) -> list[int]:
+    return sorted({1, len(expected.names)})
 
 
 def _ask_all(

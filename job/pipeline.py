@@ -7,49 +7,61 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from job.backbone import load_backbone
+from job.backbone import load_backbone, resolve
 from job.config import RunConfig
 from job.progress import Progress
 from job.publish import publish
-from job.release import choose_goldens, confirm_serving, leave_summaries, reject, write_bundle
+from job.release import confirm_serving, pass_gate, write_bundle
 from job.report import Facts
 from job.result import Result
-from job.service import is_unchanged
-from job.stages import assess, make_plan, read_images, train
+from job.service import unchanged_version
+from job.stages import (
+    Source,
+    assess,
+    is_left_to_others,
+    make_plan,
+    open_cache,
+    read_images,
+    train,
+)
 from job.storage import check_writable, open_store
-from job.verify import verify_fresh
+from job.verifier import standby
 
 
 def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
     """Retrain and publish; `result` is filled in on the way, so that a failure keeps it.
 
-    None when inputs and configuration are those of the version in service already.
-
+    None where nothing is to be published: what is in service is the same, or another job goes on.
     Raises the errors of `job.errors`; nothing new is in service then.
     """
     result.seconds = progress.seconds
     with work_folder(config) as folder:
         plan = make_plan(config, progress, result)
         with progress.phase("backbone"):
-            cache = config.work_dir or folder
-            backbone = load_backbone(config.backbone, cache_dir=cache, image_size=config.image_size)
-            serving = None if config.force else plan.serving
-            if serving and is_unchanged(config, plan.data, plan.index, serving, backbone.digest):
-                result.finish("unchanged", plan.models.uri, serving.version)
+            kept = config.work_dir or folder
+            found = resolve(config.backbone, cache_dir=kept)
+            cache = open_cache(config, found.digest)
+            same = unchanged_version(
+                config, plan.data, plan.index, plan.serving, found.digest, cache
+            )
+            if same is not None:
+                result.finish("unchanged", plan.models.uri, same)
                 return None
-        embeddings = read_images(config, plan, backbone, progress, result)
-        trained = train(config, embeddings, progress)
-        facts = assess(config, plan, backbone, embeddings, trained, progress, result)
-        leave_summaries(config, facts)
-        if not facts.verdict.passed:
-            reject(plan, facts, result)
-        goldens = choose_goldens(plan, embeddings, facts)
-        bundle = folder / "bundle"
-        write_bundle(
-            bundle, config, backbone, embeddings, trained, facts, goldens, progress, result
-        )
-        with progress.phase("verify"):
-            verify_fresh(bundle)
+            backbone = load_backbone(found, cache_dir=kept, image_size=config.image_size)
+        source = Source(plan, backbone, cache, folder)
+        if is_left_to_others(config, source, progress):
+            result.status = "embedded"
+            return None
+        embeddings = read_images(config, source, progress, result)
+        with standby(backbone.image_size, exact=config.exact_decode) as verifier:
+            trained = train(config, embeddings, progress)
+            facts = assess(config, source, embeddings, trained, progress, result)
+            pass_gate(config, plan, facts, result)
+            bundle, goldens = write_bundle(
+                config, source, embeddings, trained, facts, progress, result
+            )
+            with progress.phase("verify"):
+                verifier.check(bundle)
         with progress.phase("publish"):
             version = publish(bundle, plan.models)
         confirm_serving(config, plan.models, version, goldens, progress)

@@ -21,6 +21,9 @@ RIGHT, WRONG, INK = (0.0, 0.447, 0.698), (0.835, 0.369, 0.0), "#333333"
 # With more labels the file would be too large for many viewers.
 MOST_LABELS = 100
 
+# Each is laid out by itself, so that ten thousand take eight seconds.
+MOST_NUMBERS = 1000
+
 _DPI = 110
 
 
@@ -28,18 +31,19 @@ def plot_confusion(path: Path, confusion: np.ndarray, labels: tuple[str, ...]) -
     """Write a confusion matrix, int `[c,c]`, a cell coloured by its share of the true label.
 
     Of more than MOST_LABELS labels those with the most mistakes are shown, the others summed up.
+    At most MOST_NUMBERS counts are written into their cells, the largest.
     """
     cut = matrix(confusion, labels, MOST_LABELS)
     count = len(cut.labels)
     cell = 0.42 if count <= 12 else 0.26 if count <= 40 else 0.21
-    side = count * cell
-    figure = _figure(side + 2.6, side + 2.4)
-    axes = figure.add_axes(
-        (1.9 / (side + 2.6), 0.3 / (side + 2.4), side / (side + 2.6), side / (side + 2.4))
-    )
-    axes.imshow(_colours(cut), interpolation="nearest")
     size = 9 if count <= 12 else 7.5
     names = [_drawable(label, i) for i, label in enumerate(cut.labels)]
+    # Room for the names, known beforehand: to find it out by drawing takes as long as to draw.
+    side, margin, rest = count * cell, _width(names, size) + 0.4, 0.1
+    whole = margin + side + rest
+    figure = _figure(whole, whole)
+    axes = figure.add_axes((margin / whole, rest / whole, side / whole, side / whole))
+    axes.imshow(_colours(cut), interpolation="nearest")
     axes.set_xticks(range(count), names, rotation=90, fontsize=size, parse_math=False)
     axes.set_yticks(range(count), names, fontsize=size, parse_math=False)
     axes.xaxis.tick_top()
@@ -50,12 +54,19 @@ def plot_confusion(path: Path, confusion: np.ndarray, labels: tuple[str, ...]) -
     axes.hlines(between, -0.5, count - 0.5, color="#e3e3e3", linewidth=0.5)
     axes.vlines(between, -0.5, count - 0.5, color="#e3e3e3", linewidth=0.5)
     axes.tick_params(length=0)
-    shares, size = cut.shares, size - 1
-    for i, j in zip(*np.nonzero(cut.counts), strict=True):
+    _write_counts(axes, cut, size - 1)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _write_counts(axes: Axes, cut: Matrix, size: float) -> None:
+    # No count is written where another one as large is left out.
+    falling = np.sort(cut.counts, axis=None)[::-1]
+    least = falling[MOST_NUMBERS] if len(falling) > MOST_NUMBERS else 0
+    shares = cut.shares
+    for i, j in zip(*np.nonzero(cut.counts > least), strict=True):
         colour = "white" if shares[i, j] > 0.5 else INK
         text = f"{cut.counts[i, j]}"
         axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight")
 
 
 def plot_reliability(
@@ -68,8 +79,9 @@ def plot_reliability(
     figure = _figure(9.0, 5.6)
     titles = ("before temperature scaling", f"after, with T = {temperature:.2f}")
     grid = figure.add_gridspec(
-        2, 2, height_ratios=(4, 1), hspace=0.08, wspace=0.2, top=0.88, bottom=0.19
-    )
+        2, 2, height_ratios=(4, 1), hspace=0.08, wspace=0.2, top=0.9, bottom=0.18,
+        left=0.09, right=0.98,
+    )  # fmt: skip
     for column, (title, scores) in enumerate(zip(titles, (before, after), strict=True)):
         bins = reliability(scores, classes)
         error = calibration_error(scores, classes)
@@ -88,7 +100,7 @@ def plot_reliability(
         counts.set_xlabel("confidence: the largest score")
         counts.set_ylabel("images")
     figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight")
+    figure.savefig(path, dpi=_DPI)
 
 
 def _draw_reliability(axes: Axes, bins: tuple[Bin, ...]) -> None:
@@ -122,6 +134,19 @@ def _drawable(label: str, index: int) -> str:
     font = get_font(findfont("DejaVu Sans"))
     text = shortened(label, 22)
     return text if all(font.get_char_index(ord(c)) for c in text) else f"label {index + 1}"
+
+
+def _width(texts: list[str], size: float) -> float:
+    """Give the width in inches of the widest text, at a size in points."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    font.set_size(size, 72)
+    widths = []
+    for text in texts:
+        font.set_text(text, 0.0)
+        widths.append(font.get_width_height()[0] / 64 / 72)  # in 64ths of a point
+    return float(max(widths))
 
 
 def _figure(width: float, height: float) -> Figure:

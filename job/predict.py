@@ -13,12 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from job.dataset import Example, Split, label_line, scan, splitter
-from job.embed import Skipped, load_batches
-from job.errors import ConfigError, DataError
+from job.errors import ConfigError, DataError, brief
 from job.evaluate import Report, evaluate
+from job.head import Head
 from job.images import UnreadableImage, loader
 from job.publish import in_service, read_channels, read_listing
 from job.storage import LocalStore, Store, download, open_store
+from job.stream import Skipped, load_batches
 
 BATCH_SIZE = 32
 
@@ -27,12 +28,14 @@ BATCH_SIZE = 32
 class Model:
     """A loaded version; `signatures` are the SavedModel's own, by name.
 
-    `loaded` is kept because the signatures' variables live only as long as it does.
+    `loaded` is kept because the signatures' variables live only as long as it does. `exact` is how
+    it decodes JPEGs, as in `images.preprocess`.
     """
 
     uri: str
     labels: tuple[str, ...]
     manifest: dict[str, Any]
+    exact: bool
     signatures: dict[str, Any]
     loaded: Any
 
@@ -41,6 +44,10 @@ class Model:
         """Give the height and width that `serving_default` takes."""
         (spec,) = self.signatures["serving_default"].structured_input_signature[1].values()
         return int(spec.shape[1]), int(spec.shape[2])
+
+    def loader(self) -> Callable[[bytes], np.ndarray]:
+        """Give what decodes an image file as in training, see `images.loader`."""
+        return loader(self.image_size, exact=self.exact)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,7 @@ def load_model(uri: str) -> Model:
         try:
             labels = tuple((folder / "labels.txt").read_text("utf-8").splitlines())
             manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+            exact = bool(manifest["configuration"]["exact_decode"])
             loaded = tf.saved_model.load(str(folder))
             signatures = {
                 name: loaded.signatures[name] for name in ("serving_default", "serve_bytes")
@@ -89,7 +97,25 @@ def load_model(uri: str) -> Model:
                 f"{place} is no whole version: {error}",
                 hint="give --model a folder that Regraft published",
             ) from error
-    return Model(place, labels, manifest, signatures, loaded)
+    return Model(place, labels, manifest, exact, signatures, loaded)
+
+
+def read_head(version: Store) -> Head:
+    """Give the head of a version, its logits divided by the temperature, from `variables/`.
+
+    Raises ConfigError when it cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="regraft-") as temporary:
+        download(version, version.list("variables/"), Path(temporary))
+        try:
+            checkpoint = tf.train.load_checkpoint(f"{temporary}/variables/variables")
+            kernel, bias = (
+                checkpoint.get_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE")
+                for name in ("kernel", "bias")
+            )
+        except (ValueError, tf.errors.OpError) as error:
+            raise ConfigError(f"{version.uri} has no head: {brief(error)}") from error
+    return Head(kernel, bias)
 
 
 def fetch_version(uri: str, scratch: Path) -> tuple[str, Path]:
@@ -117,7 +143,7 @@ def _version_store(store: Store, uri: str) -> Store:
 
 def predict(model: Model, images: list[Path]) -> Iterator[Prediction]:
     """Ask the `serve_bytes` signature about image files, one by one, as a client would."""
-    check = loader(model.image_size)
+    check = model.loader()
     for path in images:
         try:
             contents = path.read_bytes()
@@ -170,7 +196,11 @@ def score_images(
     kept: list[Example] = []
     skipped: list[Skipped] = []
     answer = model.signatures["serving_default"]
-    for batch in load_batches(data, examples, model.image_size, BATCH_SIZE, threads, advance):
+    decode = model.loader()
+    batches = load_batches(
+        data, examples, decode, batch_size=BATCH_SIZE, threads=threads, advance=advance
+    )
+    for batch in batches:
         skipped += batch.skipped()
         if batch.readable:
             answers = answer(image=tf.constant(np.stack(batch.pixels())))

@@ -8,7 +8,6 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from job.backbone import Backbone
 from job.config import RunConfig
 from job.dataset import Split
 from job.embed import Embeddings
@@ -20,7 +19,7 @@ from job.publish import PREVIOUS, move_channel, read_channels, read_listing
 from job.report import Facts, junit, markdown, write_report
 from job.result import Result
 from job.serving import compare_answers, wait_available
-from job.stages import Plan, Trained
+from job.stages import Plan, Source, Trained
 from job.storage import Store
 from job.verify import MAX_GOLDENS, Golden, golden_record, write_warmup
 from job.versions import withdraw
@@ -29,20 +28,27 @@ from job.versions import withdraw
 REST_TOLERANCE = 1e-4
 
 
+def pass_gate(config: RunConfig, plan: Plan, facts: Facts, result: Result) -> None:
+    """Leave the summaries; raise GateRejected, the report being kept, when the gate says no."""
+    leave_summaries(config, facts)
+    if not facts.verdict.passed:
+        reject(plan, facts, result)
+
+
 def write_bundle(
-    bundle: Path,
     config: RunConfig,
-    backbone: Backbone,
+    source: Source,
     embeddings: Embeddings,
     trained: Trained,
     facts: Facts,
-    goldens: list[Golden],
     progress: Progress,
     result: Result,
-) -> None:
-    """Write all that a version consists of into the folder `bundle`, which is made."""
+) -> tuple[Path, list[Golden]]:
+    """Write all that a version consists of into a folder; gives it and its golden images."""
+    bundle, labels = source.scratch / "bundle", embeddings.index.labels
     with progress.phase("export", len(EXPORTERS)) as advance:
-        classifier = Classifier(backbone, trained.head, embeddings.index.labels)
+        goldens = choose_goldens(source.plan, embeddings, facts)
+        classifier = Classifier(source.backbone, trained.head, labels, exact=config.exact_decode)
         export(classifier, bundle, advance=advance)
         write_warmup(bundle, goldens)
         write_report(bundle / "report", facts)
@@ -50,11 +56,12 @@ def write_bundle(
             bundle,
             config,
             embeddings,
-            backbone.digest,
+            source.backbone.digest,
             result,
             temperature=trained.temperature,
             golden=golden_record(goldens),
         )
+    return bundle, goldens
 
 
 def choose_goldens(plan: Plan, embeddings: Embeddings, facts: Facts) -> list[Golden]:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from job.cache import EmbeddingCache
 from job.config import RunConfig
 from job.dataset import Example, Index
 from job.errors import ConfigError, PublishError
 from job.gate import Comparison, compare
+from job.images import PREPROCESSING_VERSION
 from job.manifest import inputs_digest
-from job.predict import load_model, score_images
+from job.predict import load_model, read_head, score_images
 from job.progress import log
 from job.publish import Listing, in_service, read_channels
 from job.storage import Store, crc32c
@@ -78,28 +80,61 @@ def arrange_labels(
     return serving.labels + tuple(label for label in found if label not in serving.labels)
 
 
-def is_unchanged(
-    config: RunConfig, data: Store, index: Index, serving: InService, backbone: str
-) -> bool:
-    """Tell whether a run would train what is in service already, or what a person took back."""
-    if not serving.inputs and not serving.rolled_back:
-        return False
+def unchanged_version(
+    config: RunConfig,
+    data: Store,
+    index: Index,
+    serving: InService | None,
+    backbone: str,
+    cache: EmbeddingCache | None,
+) -> int | None:
+    """Give the version in service if a run would train it again, or what a person took back.
+
+    None otherwise, and with `--force`. A file is read only where neither the listing nor the cache
+    knows its checksum.
+    """
+    if config.force or serving is None or not (serving.inputs or serving.rolled_back):
+        return None
 
     def checksum(example: Example) -> str:
-        return example.entry.crc32c or crc32c(data.read(example.name, example.entry))
+        entry = example.entry
+        known = None if entry.crc32c or cache is None else cache.known(entry)
+        return known.checksum if known else entry.crc32c or crc32c(data.read(entry.name, entry))
 
     try:
         with ThreadPoolExecutor(config.fetch_threads) as pool:
             sums = list(pool.map(checksum, index.examples))
     except FileNotFoundError:  # it is changing right now
-        return False
+        return None
     named = dict(zip((example.name for example in index.examples), sums, strict=True))
     digest = inputs_digest(config, index.labels, named, backbone)
     if version := serving.rolled_back.get(digest):
         message = f"version {version} of the same inputs was rolled back; --force publishes them"
         log(message, level=logging.WARNING, version=version)
-        return True
-    return digest == serving.inputs
+        return serving.version
+    return serving.version if digest == serving.inputs else None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The test images, n of them, and a new model's answers to them.
+
+    `features` are their embeddings, float32 `[n,d]`, of the backbone with the digest `backbone`;
+    `right`, bool `[n]`, is whether the new model takes each for what it is.
+    """
+
+    examples: tuple[Example, ...]
+    backbone: str
+    features: np.ndarray
+    right: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Guesses:
+    """The labels that a version gives to some test images: `labels[i]` to row `rows[i]`."""
+
+    rows: list[int]
+    labels: list[str]
 
 
 def compare_with_service(
@@ -107,11 +142,10 @@ def compare_with_service(
     data: Store,
     models: Store,
     serving: InService | None,
-    examples: tuple[Example, ...],
     labels: tuple[str, ...],
-    right: np.ndarray,
+    tested: Answered,
 ) -> Comparison | None:
-    """Compare a new model's answers, `right` bool `[n]`, with those of the version in service.
+    """Compare a new model's answers with those of the version in service.
 
     None where there is nothing to compare with: no version, `--gate-alpha 0`, or one that this tool
     cannot ask, which is logged.
@@ -119,21 +153,48 @@ def compare_with_service(
     if serving is None or config.gate_alpha == 0:
         return None
     try:
-        model = load_model(f"{models.uri}/{serving.version}")
+        version = models.child(str(serving.version))
+        guesses = _ask_head(config, version, tested) or _ask_model(config, version, data, tested)
     except ConfigError as error:
         message = f"no comparison with version {serving.version}: {error.message}"
         log(message, level=logging.WARNING)
         return None
-    scored = score_images(model, data, examples, threads=config.fetch_threads)
-    place = {example.name: row for row, example in enumerate(examples)}
-    rows = [place[example.name] for example in scored.examples]
-    guess = [model.labels[index] for index in scored.scores.argmax(axis=1)]
-    truth = [labels[example.class_index] for example in scored.examples]
+    examples = [tested.examples[row] for row in guesses.rows]
+    truth = [labels[example.class_index] for example in examples]
     return compare(
         serving.version,
-        [example.name for example in scored.examples],
+        [example.name for example in examples],
         labels,
-        np.array([example.class_index for example in scored.examples]),
-        np.array([a == b for a, b in zip(guess, truth, strict=True)], bool),
-        right[rows],
+        np.array([example.class_index for example in examples]),
+        np.array([a == b for a, b in zip(guesses.labels, truth, strict=True)], bool),
+        tested.right[guesses.rows],
     )
+
+
+def _ask_head(config: RunConfig, version: Store, tested: Answered) -> _Guesses | None:
+    """Apply a version's head to the embeddings; None unless they are what its backbone gives."""
+    try:
+        manifest = json.loads(version.read("manifest.json"))
+        inputs, options, names = (manifest[k] for k in ("inputs", "configuration", "labels"))
+        same = (
+            inputs["backbone"]["digest"] == tested.backbone
+            and inputs["preprocessing"] == PREPROCESSING_VERSION
+            and options["image_size"] == config.image_size
+            and options["exact_decode"] == config.exact_decode
+        )
+        if not same:
+            return None
+        scores = read_head(version).logits(tested.features)
+        best = [names[index] for index in scores.argmax(axis=1)]
+    except (ConfigError, FileNotFoundError, ValueError, LookupError, TypeError):
+        return None  # what is wrong with it is told when the model is loaded
+    return _Guesses(list(range(len(best))), best)
+
+
+def _ask_model(config: RunConfig, version: Store, data: Store, tested: Answered) -> _Guesses:
+    """Load a version and ask it; test images that cannot be read any more are left out."""
+    model = load_model(version.uri)
+    scored = score_images(model, data, tested.examples, threads=config.fetch_threads)
+    place = {example.name: row for row, example in enumerate(tested.examples)}
+    best = [model.labels[index] for index in scored.scores.argmax(axis=1)]
+    return _Guesses([place[example.name] for example in scored.examples], best)

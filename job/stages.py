@@ -5,26 +5,35 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-
-import numpy as np
+from pathlib import Path
 
 from job.backbone import Backbone
+from job.cache import EmbeddingCache, space_name
 from job.calibrate import fit_temperature
 from job.config import RunConfig
 from job.dataset import Index, Split, build_index, check_split
-from job.embed import Embeddings, Skipped, embed
+from job.embed import Embeddings, embed
 from job.errors import DataError, RegraftError
 from job.evaluate import Report, evaluate
 from job.fit import L2_PATH, Fit, fit
 from job.gate import Comparison, Verdict, judge
 from job.head import Head
+from job.images import PREPROCESSING_VERSION
 from job.manifest import packages
 from job.progress import Progress, log
 from job.publish import next_version, read_listing
 from job.report import Facts
 from job.result import Result
-from job.service import InService, arrange_labels, compare_with_service, read_in_service
+from job.service import (
+    Answered,
+    InService,
+    arrange_labels,
+    compare_with_service,
+    read_in_service,
+)
 from job.storage import Store, check_writable, open_store
+from job.stream import Skipped
+from job.workers import share, wait_for_others, worker_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,16 @@ class Plan:
     models: Store
     index: Index
     serving: InService | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where embeddings come from: images, what embeds them, a cache (None: off), room for rows."""
+
+    plan: Plan
+    backbone: Backbone
+    cache: EmbeddingCache | None
+    scratch: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +72,8 @@ def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
         index = build_index(data, config.validation_percent, config.test_percent)
         models = open_store(config.models).child(config.name)
         check_writable(models)
+        if config.cache_uri and config.cache:  # the default is a part of the same store
+            check_writable(open_store(config.cache_uri))
         listing = read_listing(models)
         next_version(listing.newest, time.time())
         serving = read_in_service(models, listing)
@@ -63,23 +84,74 @@ def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
     return Plan(data, models, index, serving)
 
 
+def open_cache(config: RunConfig, backbone: str) -> EmbeddingCache | None:
+    """Open the part of the cache that fits the configuration and the backbone of this digest.
+
+    None where there is to be no cache. One that cannot be used is a warning in the log.
+    """
+    if config.cache_uri is None:
+        return None
+    space = space_name(
+        backbone=backbone,
+        image_size=config.image_size,
+        preprocessing=PREPROCESSING_VERSION,
+        exact_decode=config.exact_decode,
+        view="whole image",
+        dtype=config.cache_dtype,
+    )
+    store = open_store(config.cache_uri, connections=config.fetch_threads)
+    cache = EmbeddingCache(store, space, dtype=config.cache_dtype, threads=config.fetch_threads)
+    cache.refresh()
+    return cache
+
+
+def embed_images(
+    config: RunConfig, source: Source, index: Index, progress: Progress, phase: str
+) -> Embeddings:
+    """Embed an index, the data set's or a part of it, as the configuration says."""
+    with progress.phase(phase, len(index.examples)) as advance:
+        return embed(
+            source.plan.data,
+            index,
+            source.backbone,
+            threads=config.fetch_threads,
+            batch_size=config.batch_size,
+            exact=config.exact_decode,
+            dtype=config.cache_dtype,
+            cache=source.cache,
+            scratch=source.scratch,
+            advance=advance,
+        )
+
+
+def is_left_to_others(config: RunConfig, source: Source, progress: Progress) -> bool:
+    """Embed this job's share where several work together; tell whether another one goes on."""
+    if config.workers_count == 1 or source.cache is None:
+        return False
+    worker, index = worker_index(config), source.plan.index
+    mine = share(index, worker, config.workers_count)
+    embed_images(config, source, mine, progress, "share")
+    if worker > 0:
+        return True
+    with progress.phase("wait", len(index.examples)) as advance:
+        wait_for_others(source.cache, index, config.workers_timeout, advance)
+    return False
+
+
 def read_images(
-    config: RunConfig, plan: Plan, backbone: Backbone, progress: Progress, result: Result
+    config: RunConfig, source: Source, progress: Progress, result: Result
 ) -> Embeddings:
     """Embed the data set and see to it that enough of it could be read.
 
     Raises DataError when more than `max_skipped` percent could not, or when a side of the split
     has lost a label's last image.
     """
-    with progress.phase("embed", len(plan.index.examples)) as advance:
-        embeddings = embed(
-            plan.data,
-            plan.index,
-            backbone,
-            batch_size=config.batch_size,
-            threads=config.fetch_threads,
-            advance=advance,
-        )
+    plan = source.plan
+    embeddings = embed_images(config, source, plan.index, progress, "embed")
+    result.cache = {
+        "hits": embeddings.hits,
+        "misses": len(embeddings.index.examples) - embeddings.hits,
+    }
     result.images = count_images(embeddings.index, embeddings.skipped)
     for item in embeddings.skipped:
         message = f"skipped {item.name!r}: {item.reason}"
@@ -99,7 +171,7 @@ def read_images(
 def train(config: RunConfig, embeddings: Embeddings, progress: Progress) -> Trained:
     """Fit the head, and on the validation images its temperature."""
     with progress.phase("fit", len(L2_PATH) if config.l2 is None else 1) as advance:
-        training, validation = (rows(embeddings, s) for s in (Split.TRAIN, Split.VALIDATION))
+        training, validation = embeddings.side(Split.TRAIN), embeddings.side(Split.VALIDATION)
         classes = len(embeddings.index.labels)
         fitted = fit(training, validation, classes, l2=config.l2, advance=advance)
         temperature = fit_temperature(fitted.head.logits(validation[0]), validation[1])
@@ -107,11 +179,12 @@ def train(config: RunConfig, embeddings: Embeddings, progress: Progress) -> Trai
 
 
 def assess(
-    config: RunConfig, plan: Plan, backbone: Backbone, embeddings: Embeddings, trained: Trained,
+    config: RunConfig, source: Source, embeddings: Embeddings, trained: Trained,
     progress: Progress, result: Result,
 ) -> Facts:  # fmt: skip
     """Score the head on the test images, which neither fit nor the choice of L2 has seen."""
-    features, classes = rows(embeddings, Split.TEST)
+    plan, backbone = source.plan, source.backbone
+    features, classes = embeddings.side(Split.TEST)
     examples = tuple(e for e in embeddings.index.examples if e.split is Split.TEST)
     labels = embeddings.index.labels
     with progress.phase("evaluate"):
@@ -120,8 +193,9 @@ def assess(
         result.metrics = figures(report, trained)
     with progress.phase("gate"):
         right = scores.argmax(axis=1) == classes
+        tested = Answered(examples, backbone.digest, features, right)
         comparison = compare_with_service(
-            config, plan.data, plan.models, plan.serving, examples, labels, right
+            config, plan.data, plan.models, plan.serving, labels, tested
         )
     return Facts(
         name=config.name,
@@ -182,14 +256,6 @@ def read_quietly(store: Store, name: str) -> bytes | None:
         return store.read(name)
     except (RegraftError, OSError):
         return None
-
-
-def rows(embeddings: Embeddings, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Give one side of the split: features float32 `[n,d]` and class indices int64 `[n]`."""
-    examples = embeddings.index.examples
-    chosen = [row for row, example in enumerate(examples) if example.split is split]
-    classes = np.array([examples[row].class_index for row in chosen], np.int64)
-    return embeddings.features[chosen], classes
 
 
 def count_images(index: Index, skipped: tuple[Skipped, ...]) -> dict[str, object]:

@@ -31,7 +31,7 @@ class Entry:
 
     `name` is relative to the store; a name ending in `/` is an empty folder (or its placeholder).
     `size` is in bytes. `generation` changes whenever the content may have: the object's generation
-    in a bucket, made of modification time and inode in a folder. `crc32c` is the base64 checksum
+    in a bucket, made of the inode and its times in a folder. `crc32c` is the base64 checksum
     of the content as GCS writes it, empty where a listing does not give one. `modified` is the time
     of the last change in epoch seconds.
     """
@@ -266,6 +266,8 @@ class LocalStore:
 
 def _described(name: str, stat: os.stat_result) -> Entry:
     # The clock of a file system ticks every few milliseconds; a rename changes the inode at once.
-    generation = (stat.st_mtime_ns << 20) ^ stat.st_ino
+    # The time of the last change of the inode cannot be set back, as an unpacked archive sets the
+    # other one.
+    generation = (stat.st_mtime_ns << 84) ^ (stat.st_ctime_ns << 20) ^ stat.st_ino
     size = 0 if name.endswith("/") else stat.st_size
     return Entry(name, size, generation, modified=stat.st_mtime)

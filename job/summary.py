@@ -24,7 +24,9 @@ if TYPE_CHECKING:  # what a command does not need it does not load
 def run_summary(config: RunConfig, result: Result, facts: Facts | None) -> RenderableType:
     """Give the table of a run: labels, images, accuracy, where the version is and what next."""
     images = result.images
-    if facts is None:
+    if result.status == "embedded":
+        table = _pairs(f"{config.name}: this job's share is in the cache, job 0 goes on")
+    elif facts is None:
         table = _pairs(f"{config.name}: unchanged, version {result.version} stays in service")
     else:
         table = _pairs(f"{config.name}: version {result.version} is published")
@@ -35,10 +37,14 @@ def run_summary(config: RunConfig, result: Result, facts: Facts | None) -> Rende
         f"{images['test']} test, {images['skipped']} skipped",
     )
     if facts is not None:
+        hits, misses = result.cache["hits"], result.cache["misses"]
+        table.add_row("embedded", f"{misses}, and {hits} came from the cache")
         table.add_row("accuracy", accuracy_text(facts.report))
         if facts.comparison is not None:
             table.add_row("before", comparison_text(facts.comparison))
     table.add_row("seconds", ", ".join(f"{k} {v:.1f}" for k, v in result.seconds.items()))
+    if result.status == "embedded":
+        return table
     table.add_row("version", Text(f"{result.uri}"))
     if facts is not None:
         table.add_row("report", Text(f"{result.uri}/report/index.html"))

@@ -7,11 +7,8 @@ TensorFlow Serving runs them too, and the trained model's answers are in `manife
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +18,15 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from job.errors import PublishError, brief
+from job.errors import brief
 from job.images import loader
-from job.parity import Expected, frozen_problems, signature_problems, tflite_problems
+from job.parity import (
+    Expected,
+    bytes_problems,
+    frozen_problems,
+    image_problems,
+    tflite_problems,
+)
 from job.seal import MANIFEST, file_problems, read_manifest
 
 SAVED_MODEL = "saved_model.pb"
@@ -32,10 +35,6 @@ MAX_GOLDENS = 8  # TensorFlow Serving runs them all before a version is availabl
 
 # Of a probability. On EfficientNet-Lite0 the exports differ from the trained model by 1e-6.
 TOLERANCE = 1e-5
-
-# Prints {"problems": [...]} as its last line; the folder is its last argument.
-COMMAND = (sys.executable, "-m", "job", "verify", "--log-format", "json", "--model")
-TIMEOUT = 600.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +50,12 @@ def write_warmup(folder: Path, goldens: Sequence[Golden]) -> None:
     """Write the warm-up records of the SavedModel in `folder`, for at most `MAX_GOLDENS` images.
 
     `serve_bytes` is asked about all of them at once and about the first alone, `serving_default`
-    about the first one's pixels.
+    about one black image: a server that has answered once is warm, whatever the pixels were.
     """
     if not 1 <= len(goldens) <= MAX_GOLDENS:
         raise ValueError(f"{len(goldens)} golden images, expected 1 to {MAX_GOLDENS}")
     contents = [golden.contents for golden in goldens]
-    pixels = _decode(contents[:1], _image_size(folder))
+    pixels = np.zeros((1, *_image_size(folder), 3), np.float32)
     requests = (
         ("serve_bytes", "image_bytes", tf.make_tensor_proto(contents)),
         ("serve_bytes", "image_bytes", tf.make_tensor_proto(contents[:1])),
@@ -107,58 +106,13 @@ def find_problems(folder: Path) -> list[str]:
                     labels,
                     names,
                     contents,
-                    _decode(contents, size),
+                    _decode(contents, size, manifest["configuration"]["exact_decode"]),
                     predictions,
                     float(golden["tolerance"]),
                     golden.get("tflite_tolerance", {}),
                 )
                 problems += _answer_problems(folder, expected, requests)
     return problems
-
-
-def verify_fresh(
-    folder: Path, *, command: Sequence[str] = COMMAND, timeout: float = TIMEOUT
-) -> None:
-    """Check a version as `find_problems` does, in a fresh process that knows only its files.
-
-    Raises PublishError with the problems, or when that process crashes or takes longer than
-    `timeout` seconds.
-    """
-    # Options of this run are not for that process, and this one holds all of a GPU's memory.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("REGRAFT_")}
-    environment["CUDA_VISIBLE_DEVICES"] = "-1"
-    hint = "nothing was published; run again, and report it if it happens again"
-    try:
-        done = subprocess.run(  # noqa: S603 - no shell, and a command of our own
-            [*command, str(folder.resolve())],
-            cwd=Path(__file__).parent.parent,  # where `-m job` is this very package
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise PublishError(
-            f"{folder}: the export was not verified within {timeout:g} seconds", hint=hint
-        ) from error
-    problems = _reported(done.stdout)
-    if problems:
-        raise PublishError(f"{folder}: the export is broken: {'; '.join(problems)}", hint=hint)
-    if problems is None or done.returncode:
-        raise PublishError(
-            f"{folder}: the process that verifies the export ended with {done.returncode}, "
-            f"expected 0 and a list of problems: {done.stderr[-500:].strip()}",
-            hint=hint,
-        )
-
-
-def _reported(output: str) -> list[str] | None:
-    with contextlib.suppress(ValueError, IndexError, KeyError, TypeError):
-        return [str(problem) for problem in json.loads(output.splitlines()[-1])["problems"]]
-    return None
 
 
 @contextlib.contextmanager
@@ -186,9 +140,9 @@ def _image_size(folder: Path) -> tuple[int, int]:
     return shape.dim[1].size, shape.dim[2].size
 
 
-def _decode(contents: Sequence[bytes], size: tuple[int, int]) -> np.ndarray:
+def _decode(contents: Sequence[bytes], size: tuple[int, int], exact: bool) -> np.ndarray:
     """Give the pixels that `serving_default` takes of each image, float32 `[n,h,w,3]` in [0,1]."""
-    load = loader(size)
+    load = loader(size, exact=exact)
     return np.stack([load(item) for item in contents])
 
 
@@ -214,14 +168,23 @@ def _golden_contents(requests: Sequence[Any], count: int) -> tuple[bytes, ...]:
 
 
 def _answer_problems(folder: Path, expected: Expected, requests: Sequence[Any]) -> list[str]:
-    """Load each export and compare what it answers."""
+    """Load each export and compare what it answers; half of them are asked in another thread."""
     problems: list[str] = []
-    with _collect(problems, SAVED_MODEL):
-        model = tf.saved_model.load(str(folder))
-        problems += signature_problems(model.signatures, expected)
-        with _collect(problems, WARMUP):
-            for request in requests:
-                _run(model.signatures, request)
+    with ThreadPoolExecutor(1) as pool:
+        graphs = pool.submit(_graph_problems, folder, expected)
+        with _collect(problems, SAVED_MODEL):
+            model = tf.saved_model.load(str(folder))
+            images = pool.submit(lambda: list(image_problems(model.signatures, expected)))
+            problems += bytes_problems(model.signatures, expected)
+            with _collect(problems, WARMUP):
+                for request in requests:
+                    _run(model.signatures, request)
+            problems += images.result()
+        return problems + graphs.result()
+
+
+def _graph_problems(folder: Path, expected: Expected) -> list[str]:
+    problems: list[str] = []
     with _collect(problems, "frozen_graph.pb"):
         problems += frozen_problems(folder / "frozen_graph.pb", expected)
     for path in sorted(folder.glob("*.tflite")):

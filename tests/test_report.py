@@ -31,6 +31,7 @@ from job.evaluate import LabelScore, evaluate
 from job.figures import matrix, mistakes, p_value, points, shortened, shown
 from job.gate import compare, judge
 from job.page import MOST_CHANGED, MOST_MISTAKES, duration
+from job.plots import plot_confusion
 from job.report import Facts, junit, markdown, metrics, write_report
 from job.thumbnails import SIDE, thumbnails
 
@@ -525,3 +526,19 @@ def test_durations_differences_and_p_values_read_well() -> None:
     assert found == ["0.0 s", "10 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]
     assert [points(d) for d in (0.017, -0.1, -0.0001)] == ["+1.7", "\u221210.0", "0.0"]
     assert [p_value(p) for p in (0.03125, 0.0001, 1.0)] == ["p = 0.031", "p < 0.001", "p = 1.000"]
+
+
+def test_a_large_matrix_has_its_largest_counts_written(tmp_path: Path) -> None:
+    """With thousands of pairs the plot numbers the frequent ones only: time and ink are limited."""
+    labels = tuple(f"{i:02}" for i in range(60))
+    confusion = np.ones((60, 60), np.int64)
+    plot_confusion(tmp_path / "ones.png", confusion, labels)  # as many ones as that: none of them
+    plot_confusion(tmp_path / "empty.png", 0 * confusion, labels)
+    np.fill_diagonal(confusion, 9)
+    plot_confusion(tmp_path / "nines.png", confusion, labels)
+    dark = {}
+    for name in ("ones", "empty", "nines"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            # The ink is the same grey everywhere; labels and frame are on all three.
+            dark[name] = int((np.asarray(image.convert("L")) < 80).sum())
+    assert dark["ones"] == dark["empty"] < dark["nines"]

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import write_colours
+from modules import write_pooling
 from test_publish import make_bundle
 
+from job.backbone import load_backbone
 from job.config import RunConfig
 from job.dataset import build_index
 from job.errors import PublishError
+from job.export import Classifier, export
+from job.gate import Comparison
+from job.head import Head
+from job.images import PREPROCESSING_VERSION, loader
 from job.manifest import inputs_digest
 from job.publish import publish, read_listing
-from job.service import InService, arrange_labels, is_unchanged, read_in_service
+from job.service import (
+    Answered,
+    InService,
+    arrange_labels,
+    compare_with_service,
+    read_in_service,
+    unchanged_version,
+)
 from job.storage import LocalStore, crc32c
 from job.versions import promote, rollback
 
@@ -70,7 +85,8 @@ class Story:
         """Ask whether a run would be in vain."""
         serving = read_in_service(self.models, read_listing(self.models))
         assert serving is not None
-        return is_unchanged(self.config, self.data, self.index(), serving, backbone)
+        version = unchanged_version(self.config, self.data, self.index(), serving, backbone, None)
+        return version == serving.version
 
 
 def test_inputs_are_compared_byte_by_byte(tmp_path: Path) -> None:
@@ -115,3 +131,95 @@ def test_a_version_of_another_tool_has_no_inputs(tmp_path: Path) -> None:
     models.write("5/manifest.json", b"not JSON")
     models.write("5/labels.txt", b"a\nb\n")
     assert read_in_service(models, read_listing(models)) == InService(5, ("a", "b"), "", {})
+
+
+class Served:
+    """A version in service on the pooling module, and a new model's answers to its test images."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = LocalStore(write_colours(folder / "data", 20))
+        self.models = LocalStore(folder / "m")
+        self.config = RunConfig(data=self.data.uri, models=str(folder / "m"), name="x")
+        self.backbone = load_backbone(str(write_pooling(folder / "module")), cache_dir=folder)
+        self.index = build_index(self.data, 20, 20)
+        decode = loader(self.backbone.image_size)
+        images = [decode(self.data.read(e.name)) for e in self.index.examples]
+        self.features = self.backbone.embed(np.stack(images)).numpy()
+        # Right about two colours, and blind to the third.
+        classes = np.array([example.class_index for example in self.index.examples])
+        means = [self.features[classes == c].mean(axis=0) for c in range(3)]
+        kernel = (np.stack(means) - self.features.mean(axis=0)).T.astype(np.float32)
+        head = Head(kernel, np.array([0, 0, -100], np.float32))
+        self.version = self.models.root / "7"
+        export(Classifier(self.backbone, head, self.index.labels), self.version)
+        self.guesses = head.logits(self.features).argmax(axis=1)
+        self.manifest = {
+            "labels": list(self.index.labels),
+            "configuration": self.config.as_json(),
+            "inputs": {
+                "digest": "",
+                "backbone": {"digest": self.backbone.digest},
+                "preprocessing": PREPROCESSING_VERSION,
+            },
+        }
+
+    def compare(self) -> Comparison | None:
+        """Compare with a new model that is always right."""
+        (self.version / "manifest.json").write_text(json.dumps(self.manifest))
+        serving = read_in_service(self.models, read_listing(self.models))
+        right = np.ones(len(self.features), bool)
+        tested = Answered(self.index.examples, self.backbone.digest, self.features, right)
+        return compare_with_service(
+            self.config, self.data, self.models, serving, self.index.labels, tested
+        )
+
+
+def test_a_version_on_the_same_backbone_is_asked_by_its_head(tmp_path: Path) -> None:
+    """Its answers are those of its head to the embeddings; neither model nor image is read."""
+    served = Served(tmp_path)
+    by_model = served.compare()
+    (served.version / "saved_model.pb").write_bytes(b"")  # a version all the same
+    shutil.rmtree(served.data.root)
+    by_head = served.compare()
+    assert by_head is not None
+    assert by_head == by_model
+    truth = np.array([example.class_index for example in served.index.examples])
+    wrong = [served.index.examples[row].name for row in np.flatnonzero(served.guesses != truth)]
+    assert list(by_head.fixed) == wrong
+    assert len(wrong) == 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["inputs"]["backbone"].update(digest="another"),
+        lambda manifest: manifest["inputs"].update(preprocessing="another"),
+        lambda manifest: manifest["inputs"].pop("preprocessing"),
+        lambda manifest: manifest["configuration"].update(image_size=64),
+        lambda manifest: manifest["configuration"].update(exact_decode=True),
+    ],
+    ids=["backbone", "preprocessing", "older", "size", "decoding"],
+)
+def test_a_version_that_sees_otherwise_is_asked_itself(change: Any, tmp_path: Path) -> None:
+    """Embeddings that are not its own say nothing of it: the model is loaded and answers."""
+    served = Served(tmp_path)
+    served.features[:] = -served.features  # its head would be wrong about all of them
+    change(served.manifest)
+    compared = served.compare()
+    assert compared is not None
+    truth = np.array([example.class_index for example in served.index.examples])
+    assert compared.accuracy_before == (served.guesses == truth).mean()
+
+
+def test_a_version_without_a_readable_head_is_asked_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged checkpoint is no answer; the model cannot be loaded then, which is logged."""
+    served = Served(tmp_path)
+    weights = served.version / "variables/variables.data-00000-of-00001"
+    contents = bytearray(weights.read_bytes())
+    contents[40] ^= 1  # the kernel's
+    weights.write_bytes(contents)
+    with caplog.at_level("WARNING", logger="regraft"):
+        assert served.compare() is None
+    assert "no comparison with version 7" in caplog.text
