@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint image-test lock clean
+.PHONY: help demo test lint bench scale image-test lock clean
 
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -43,8 +43,21 @@ lint: $(DEV_READY) ## Run every linter
 image-test: ## Build the image with Debian's own tools and run the job in it (root, 8 GB, minutes)
 	tests/image_test.sh
 
+BENCH_TOOLS := make_image_classifier openvino obstore
+
+bench: $(DEV_READY) $(BENCH_TOOLS:%=build/bench-venvs/%/.ready) ## Measure the job beside its alternatives into docs/benchmarks.md (Python 3.11, half an hour)
+	$(BIN)/python benchmarks/bench.py $(BENCH_FLAGS)
+
+build/bench-venvs/%/.ready: benchmarks/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --quiet --require-hashes --requirement $<
+	touch $@
+
+scale: $(DEV_READY) ## Run a million generated embeddings through index, cache and fit into docs/scale.md (half an hour, 15 GB of disk)
+	$(BIN)/python benchmarks/scale.py
+
 lock: build/uv/.ready ## Pin requirements*.in with every hash (UV_FLAGS=--upgrade for new versions)
-	for name in requirements requirements-dev; do \
+	for name in requirements requirements-dev $(BENCH_TOOLS:%=benchmarks/%); do \
 	  build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    --custom-compile-command "make lock" $(UV_FLAGS) $$name.in -o $$name.txt; \
 	done
