@@ -13,6 +13,8 @@ RUN install -d -m 1777 /work
 COPY --from=build /opt/venv /opt/venv
 COPY entrypoint.sh /app/
 COPY job /app/job
+# Compiled now: the file system is read-only later, and every start would do it again.
+RUN python3 -m compileall -q /app/job
 # PYTHONSAFEPATH: a folder named `job` in the current directory must not stand in for ours.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \

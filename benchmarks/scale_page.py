@@ -103,7 +103,7 @@ def _plot(path: Path, results: dict[int, Any], names: tuple[str, ...], limit: fl
             right.plot(sizes, most, "o-", color=colour, label=label)
         right.axhline(limit, color="#d55e00", linestyle="--", label="limit")
         right.set_ylabel("most memory, GiB")
-        right.legend(frameon=False)
+        right.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.92))
         for axes in (left, right):
             axes.set(xscale="log", yscale="log", xlabel="images")
             axes.grid(alpha=0.2)

@@ -41,8 +41,8 @@ class ServedModel(tf.Module):  # type: ignore[misc]
     `serve_bytes`: `image_bytes` string `[n]` (JPEG, PNG, GIF, BMP, WebP) gives the same
     `prediction`, and `classes` string `[n,classes]` with `scores` float32, the best first.
 
-    The backbone is inside as constants, folded as far as that goes: a server answers a third
-    faster than with variables, and only the head is in `variables/`. The labels are inside as the
+    The backbone is inside as constants, folded as far as that goes, and once: it loads in a third
+    of the time that variables take. Only the head is in `variables/`. The labels are inside as the
     constant behind `classes` and as the asset `assets/labels.txt`; `describe_labels()` of the
     loaded object gives them with the SHA-256 of that file.
     """

@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from job.backbone import Backbone
 from job.errors import ConfigError
-from job.graphs import freeze
 from job.progress import log
 from job.stream import Batch
 
@@ -105,7 +104,8 @@ class Forward:
 
     def _compile(self, batch_size: int) -> None:
         spec = tf.TensorSpec((batch_size, *self._backbone.image_size, 3), tf.float32)
-        self._function = freeze(tf.function(self._backbone.embed).get_concrete_function(spec))
+        embed = tf.function(self._backbone.embed, autograph=False)
+        self._function = embed.get_concrete_function(spec)
         self.batch_size = batch_size
 
     def _shrink(self, error: tf.errors.ResourceExhaustedError) -> None:
@@ -124,8 +124,7 @@ def _run(function: Any, images: list[np.ndarray], size: int) -> np.ndarray:
     """Embed at most `size` images; what a short batch lacks is black, and its rows are dropped."""
     batch = np.zeros((size, *images[0].shape), np.float32)
     np.stack(images, out=batch[: len(images)])
-    (output,) = function(tf.constant(batch))
-    embedded: np.ndarray = output.numpy()[: len(images)]
+    embedded: np.ndarray = function(tf.constant(batch)).numpy()[: len(images)]
     return embedded
 
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from job.backbone import load_backbone, resolve
+from job.backbone import resolve
 from job.config import RunConfig
 from job.progress import Progress
 from job.publish import publish
@@ -19,6 +19,7 @@ from job.stages import (
     Source,
     assess,
     is_left_to_others,
+    load_resolved,
     make_plan,
     open_cache,
     read_images,
@@ -47,7 +48,7 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
             if same is not None:
                 result.finish("unchanged", plan.models.uri, same)
                 return None
-            backbone = load_backbone(found, cache_dir=kept, image_size=config.image_size)
+            backbone = load_resolved(config, found, kept)
         source = Source(plan, backbone, cache, folder)
         if is_left_to_others(config, source, progress):
             result.status = "embedded"

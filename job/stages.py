@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from job.backbone import Backbone
+from job.backbone import Backbone, Resolved, load_backbone
 from job.cache import EmbeddingCache, space_name
 from job.calibrate import fit_temperature
 from job.config import RunConfig
@@ -103,6 +103,12 @@ def open_cache(config: RunConfig, backbone: str) -> EmbeddingCache | None:
     cache = EmbeddingCache(store, space, dtype=config.cache_dtype, threads=config.fetch_threads)
     cache.refresh()
     return cache
+
+
+def load_resolved(config: RunConfig, found: Resolved, kept: Path) -> Backbone:
+    """Load a backbone; compiled ones are kept beside the embeddings, or in the folder `kept`."""
+    shelf = open_store(config.cache_uri).child("backbones") if config.cache_uri else None
+    return load_backbone(found, cache_dir=kept, image_size=config.image_size, shelf=shelf)
 
 
 def embed_images(

@@ -64,7 +64,9 @@ def by_draft(file: bytes, size: tuple[int, int], orientation: int = 1) -> np.nda
     height, width = picture.height, picture.width
     stored = size[::-1] if orientation > 4 else size
     picture.draft(None, (stored[1], stored[0]))
-    ratio = -(-height // picture.height)
+    scale = min(height // stored[0], width // stored[1])
+    ratio = max(r for r in (1, 2, 4, 8) if r <= max(scale, 1))
+    assert (picture.height, picture.width) == (-(-height // ratio), -(-width // ratio))
     pixels = np.asarray(picture.convert("RGB")) / 255
     return upright(shrink(pixels, (height / ratio, width / ratio), stored), orientation)
 

@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cache": {"catalogue", "errors", "progress", "shards", "storage"},
     "catalogue": {"shards"},
     "shards": {"storage"},
-    "forward": {"backbone", "errors", "graphs", "progress", "stream"},
+    "forward": {"backbone", "errors", "progress", "stream"},
     "stream": {"dataset", "images", "storage"},
     "backbone": {"backbones", "compiled", "errors", "graphs", "interface", "modules", "storage"},
     "interface": {"errors", "modules"},

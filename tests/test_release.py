@@ -169,9 +169,9 @@ def test_an_export_that_is_not_the_trained_model_is_not_published(
 
     right = release.Classifier
 
-    def wrong(backbone: Any, head: Head, labels: tuple[str, ...]) -> Any:
+    def wrong(backbone: Any, head: Head, labels: tuple[str, ...], **options: Any) -> Any:
         kernel = head.kernel[:, [1, 0, 2]] if change == "swapped" else head.kernel[::-1].copy()
-        return right(backbone, Head(kernel, head.bias), labels)
+        return right(backbone, Head(kernel, head.bias), labels, **options)
 
     monkeypatch.setattr(release, "Classifier", wrong)
     code, result = job.run()
