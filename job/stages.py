@@ -139,8 +139,9 @@ def is_left_to_others(config: RunConfig, source: Source, progress: Progress) -> 
     embed_images(config, source, mine, progress, "share")
     if worker > 0:
         return True
-    with progress.phase("wait", len(index.examples)) as advance:
-        wait_for_others(source.cache, index, config.workers_timeout, advance)
+    others = index.without(example.name for example in mine.examples)
+    with progress.phase("wait", len(others.examples)) as advance:
+        wait_for_others(source.cache, others, config.workers_timeout, advance)
     return False
 
 
