@@ -39,6 +39,11 @@ class Embeddings:
     checksums: dict[str, str]
     hits: int
 
+    @property
+    def misses(self) -> int:
+        """Give how many of the embeddings had to be computed."""
+        return len(self.index.examples) - self.hits
+
     def side(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Give one side of the split: features float32 `[n,d]`, a view, and int64 `[n]` classes."""
         rows = self.index.rows(split)

@@ -50,7 +50,7 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
                 return None
             backbone = load_resolved(config, found, kept)
         source = Source(plan, backbone, cache, folder)
-        if is_left_to_others(config, source, progress):
+        if is_left_to_others(config, source, progress, result):
             result.status = "embedded"
             return None
         embeddings = read_images(config, source, progress, result)

@@ -130,13 +130,16 @@ def embed_images(
         )
 
 
-def is_left_to_others(config: RunConfig, source: Source, progress: Progress) -> bool:
+def is_left_to_others(
+    config: RunConfig, source: Source, progress: Progress, result: Result
+) -> bool:
     """Embed this job's share where several work together; tell whether another one goes on."""
     if config.workers_count == 1 or source.cache is None:
         return False
     worker, index = worker_index(config), source.plan.index
     mine = share(index, worker, config.workers_count)
-    embed_images(config, source, mine, progress, "share")
+    embedded = embed_images(config, source, mine, progress, "share")
+    result.cache = {"hits": embedded.hits, "misses": embedded.misses}
     if worker > 0:
         return True
     others = index.without(example.name for example in mine.examples)
@@ -155,10 +158,9 @@ def read_images(
     """
     plan = source.plan
     embeddings = embed_images(config, source, plan.index, progress, "embed")
-    result.cache = {
-        "hits": embeddings.hits,
-        "misses": len(embeddings.index.examples) - embeddings.hits,
-    }
+    # Of several jobs, this one's share is in the cache by now, and was not before.
+    misses = result.cache["misses"] + embeddings.misses
+    result.cache = {"hits": len(embeddings.index.examples) - misses, "misses": misses}
     result.images = count_images(embeddings.index, embeddings.skipped)
     for item in embeddings.skipped:
         message = f"skipped {item.name!r}: {item.reason}"
