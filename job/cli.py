@@ -70,13 +70,12 @@ def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
             result.status = "planned"
         else:
             facts = pipeline.run(config, progress, result)
-    except Terminated as error:
-        stopped = Stopped("stopped by SIGTERM", hint="run the same command again")
-        result.fail(stopped)
-        raise stopped from error
     except BaseException as error:
-        result.fail(error)
-        raise
+        reason = signal_behind(error) or error
+        result.fail(reason)
+        if reason is error:
+            raise
+        raise reason from error
     finally:
         emit(result, options["result_file"])
     if style == "text" and not dry:
@@ -207,13 +206,14 @@ def main(arguments: list[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         return _refuse(error)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        return 130
-    except Terminated:
-        return explain(Stopped("stopped by SIGTERM"))
-    except Exception as error:
-        return explain(error)
+    except BaseException as error:
+        reason = signal_behind(error) or error
+        if isinstance(reason, click.Abort | KeyboardInterrupt):
+            click.echo("interrupted", err=True)
+            return 130
+        if not isinstance(reason, Exception):
+            raise
+        return explain(reason)
 
 
 def _refuse(error: click.ClickException) -> int:
@@ -226,6 +226,22 @@ def _refuse(error: click.ClickException) -> int:
         result.fail(refused)
         emit(result, None)
     return explain(refused)
+
+
+def signal_behind(error: BaseException) -> Stopped | KeyboardInterrupt | None:
+    """Give what to report when a signal is behind an error; None where there is none.
+
+    A signal may arrive while TensorFlow traces a function: its clean-up then raises errors of its
+    own, with the signal's exception as their context.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, Terminated):
+            return Stopped("stopped by SIGTERM", hint="run the same command again")
+        if isinstance(link, Stopped | KeyboardInterrupt):
+            return link
+        link = link.__cause__ or link.__context__
+    return None
 
 
 class Terminated(BaseException):
