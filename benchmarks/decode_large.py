@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from limit import decode_rate
 
 from job.images import loader
 
@@ -37,16 +33,10 @@ def main() -> None:
     for decode in decoders.values():
         decode(files[0])
     for _ in range(options.rounds):
-        print(json.dumps({n: rate(decode, files) for n, decode in decoders.items()}), flush=True)
-
-
-def rate(decode: Callable[[bytes], np.ndarray], files: list[bytes]) -> float:
-    """Give images per second."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        start = time.perf_counter()
-        for _ in pool.map(decode, files):
-            pass
-        return len(files) / (time.perf_counter() - start)
+        print(
+            json.dumps({name: decode_rate(decode, files) for name, decode in decoders.items()}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

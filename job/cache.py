@@ -245,7 +245,8 @@ class EmbeddingCache:
         if not self._writable:
             return
         sealed = shards.seal(self._space, self.dtype.name, self._buffer.records)
-        self._catalogue.add([sealed.shard])
+        with self._lock:
+            self._catalogue.add([sealed.shard])
         self._seen.add(sealed.shard.name)
         self._newest = sealed.shard.name
         self._writing = self._writer.submit(sealed.write, self._store)

@@ -80,10 +80,8 @@ def embed(
     advance(len(index.examples) - len(todo))
     try:
         if todo:
-            decode, forward = (
-                loader(backbone.image_size, exact=exact),
-                Forward(backbone, batch_size),
-            )
+            decode = loader(backbone.image_size, exact=exact)
+            forward = Forward(backbone, batch_size)
             table.read(store, todo, decode, forward, threads, advance)
     finally:
         if cache:

@@ -18,6 +18,7 @@ import pytest
 from caches import (
     SPACE,
     WIDTH,
+    File,
     fetched,
     files,
     fill,
@@ -226,15 +227,21 @@ def test_shards_are_written_when_they_are_old(
     assert opened(store).known(first.entry) == first.known
 
 
-def test_jobs_that_do_the_same_work_do_not_disturb_each_other(store: Store) -> None:
-    """Two shards with the same records are two shards; either job, and a third, has every row."""
-    some = files(8)
+def filled_by_two(store: Store, some: list[File]) -> tuple[EmbeddingCache, EmbeddingCache]:
+    """Have two jobs that know nothing of each other store the same files."""
     one, two = opened(store), opened(store)
     for cache in (one, two):
         for file in some:
             cache.add(file.entry, file.known, file.row)
     one.flush()
     two.flush()
+    return one, two
+
+
+def test_jobs_that_do_the_same_work_do_not_disturb_each_other(store: Store) -> None:
+    """Two shards with the same records are two shards; either job, and a third, has every row."""
+    some = files(8)
+    one, two = filled_by_two(store, some)
     assert len(shard_names(store)) == 2
     assert one.refresh() == two.refresh() == 8
     for cache in (one, two, opened(store)):
@@ -376,12 +383,7 @@ def test_a_damaged_shard_is_replaced(store: Store) -> None:
 def test_either_of_two_copies_may_break(store: Store) -> None:
     """Two jobs embedded the same content; whichever shard is damaged, the other one serves."""
     some = files(6)
-    one, two = opened(store), opened(store)
-    for cache in (one, two):
-        for file in some:
-            cache.add(file.entry, file.known, file.row)
-    one.flush()
-    two.flush()
+    filled_by_two(store, some)
     for broken in shard_names(store):
         data = store.read(f"{broken}.rows")
         store.write(f"{broken}.rows", b"x" + data[1:])
