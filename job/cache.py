@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b, sha256
 from itertools import chain
@@ -27,7 +27,7 @@ from job import shards
 from job.catalogue import Buffer, Catalogue, Known, Location
 from job.errors import RegraftError
 from job.progress import log
-from job.shards import DamagedShardError, Listed, Shard
+from job.shards import DamagedShardError, Listed, Sealed, Shard
 from job.storage import Entry, Store, check_writable
 
 __all__ = ["EmbeddingCache", "Known", "identity", "is_settled", "space_name"]
@@ -35,9 +35,6 @@ __all__ = ["EmbeddingCache", "Known", "identity", "is_settled", "space_name"]
 # Records in a shard: 42 MB of 1,280 float32, enough for the bandwidth of an object store, little
 # enough to hold a few in memory.
 SHARD_ROWS = 8192
-
-# Seconds after which a shard is written though it is not full: a killed job loses no more.
-FLUSH_SECONDS = 60.0
 
 # Seconds within which a file system's clock may not tell two writes apart (FAT's ticks are of 2 s).
 RACY = 2.0
@@ -82,17 +79,27 @@ class EmbeddingCache:
     """The embeddings of one space. To be used from one thread, but for `holds`, from any."""
 
     def __init__(
-        self, store: Store, space: str, dtype: DTypeLike = np.float32, threads: int = 32
+        self,
+        store: Store,
+        space: str,
+        dtype: DTypeLike = np.float32,
+        *,
+        threads: int = 32,
+        interval: float = 60.0,
+        saved: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Open the space `space` (see `space_name`) of a store; `refresh` reads what is there.
 
         `dtype` is how embeddings are stored, float32 or float16; `threads` is how many indexes are
-        read at once.
+        read at once. A shard is written when it is full or `interval` seconds old: a killed job
+        loses no more. `saved` is told how many embeddings each shard has brought to the store.
         """
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._store = store
         self._space = space
         self._threads = threads
+        self._interval = interval
+        self._saved = saved
         self._writable = True
         self._seen: set[str] = set()
         self._catalogue = Catalogue()
@@ -213,7 +220,7 @@ class EmbeddingCache:
 
         `row` is None where the file is unreadable, or where the content is held already. A row
         that is held already, or that is not finite in the cache's dtype, is not stored. The shard
-        is written when it is full or `FLUSH_SECONDS` old, while the caller goes on.
+        is written when it is full or old enough, while the caller goes on.
         """
         if not self._writable:
             return
@@ -222,7 +229,7 @@ class EmbeddingCache:
             return
         self._buffer.add(None if entry is None else identity(entry), known, stored)
         age = time.monotonic() - self._buffer.since
-        if len(self._buffer.records) >= SHARD_ROWS or age >= FLUSH_SECONDS:
+        if len(self._buffer.records) >= SHARD_ROWS or age >= self._interval:
             self._submit()
 
     def _stored(self, row: NDArray[Any]) -> NDArray[Any] | None:
@@ -249,8 +256,12 @@ class EmbeddingCache:
             self._catalogue.add([sealed.shard])
         self._seen.add(sealed.shard.name)
         self._newest = sealed.shard.name
-        self._writing = self._writer.submit(sealed.write, self._store)
+        self._writing = self._writer.submit(self._write, sealed)
         self._buffer = Buffer()
+
+    def _write(self, sealed: Sealed) -> None:
+        sealed.write(self._store)
+        self._saved(sealed.shard.rows)
 
     def _settle(self) -> None:
         """Wait for the shard that is being written."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
+import threading
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -18,7 +18,9 @@ from job import __version__
 from job.cli_cache import cache
 from job.cli_versions import COMMANDS
 from job.config import RunConfig
-from job.errors import ConfigError, DataError, RegraftError, Stopped
+from job.endings import reason_of
+from job.errors import ConfigError, DataError, RegraftError
+from job.guard import GUARD, Terminated
 from job.options import begin, common_options, config_options, option
 from job.progress import LOGGER, import_tensorflow, set_up_logging
 from job.result import Result
@@ -57,10 +59,12 @@ def plan(log_format: str, **options: Any) -> None:
 
 def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
     """Run the pipeline, or only its plan, and leave the result however it ends."""
-    result = Result()
+    result, announcement = Result(), Announcement(options["result_file"])
+    GUARD.last_words = lambda error, doing: last_words(error, doing, result, announcement)
     try:
         style, progress, console = begin(log_format)
         config = RunConfig(**options)
+        GUARD.stop_timeout, GUARD.stall_timeout = config.stop_timeout, config.stall_timeout
         import_tensorflow()
         from job import pipeline, stages, summary
 
@@ -71,13 +75,13 @@ def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
         else:
             facts = pipeline.run(config, progress, result)
     except BaseException as error:
-        reason = signal_behind(error) or error
+        reason = reason_of(error)
         result.fail(reason)
         if reason is error:
             raise
         raise reason from error
     finally:
-        emit(result, options["result_file"])
+        announcement.make(result)
     if style == "text" and not dry:
         console.print(summary.run_summary(config, result, facts))
 
@@ -165,21 +169,48 @@ for _command in (*COMMANDS, cache):
     cli.add_command(_command)
 
 
-def emit(result: Result, target: Path | None) -> None:
-    """Write the result to its file and as the last line of stdout."""
-    line = result.to_json()
-    click.echo(line)
-    if target is None and os.access(TERMINATION_LOG, os.W_OK):
-        target = TERMINATION_LOG
-    if target is not None:
-        try:
-            target.write_text(line + "\n", "utf-8")
-        except OSError as error:
-            click.echo(f"the result could not be written to {target}: {error.strerror}", err=True)
+class Announcement:
+    """The result of a command, told once: by the command, or by the guard if that ends it."""
+
+    def __init__(self, target: Path | None) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._made = False
+
+    def make(self, result: Result) -> None:
+        """Write the result to its file and as the last line of stdout."""
+        with self._lock:
+            if not self._made:
+                self._made = True
+                self._write(result.to_json())
+
+    def _write(self, line: str) -> None:
+        target = self._target
+        if target is None and os.access(TERMINATION_LOG, os.W_OK):
+            target = TERMINATION_LOG
+        if target is not None:
+            try:
+                target.write_text(line + "\n", "utf-8")
+            except OSError as error:
+                said = f"the result could not be written to {target}: {error.strerror}"
+                click.echo(said, err=True)
+        click.echo(line)
 
 
-def explain(error: BaseException) -> int:
-    """Log what ended a command, with what to do about it, and give the exit code."""
+def last_words(
+    error: RegraftError | KeyboardInterrupt, doing: str, result: Result, announcement: Announcement
+) -> None:
+    """Leave the result and the log of a process that the guard is about to end."""
+    result.fail(error)
+    announcement.make(result)
+    explain(error, doing)
+
+
+def explain(error: BaseException, doing: str = "") -> int:
+    """Log what ended a command, with what to do about it, and give the exit code.
+
+    `doing` is what the threads of a process were at that did not end by itself.
+    """
     if not LOGGER.hasHandlers():  # the command line itself was at fault
         set_up_logging("text" if sys.stderr.isatty() else "json")
     fields_of: dict[str, Any] = {}
@@ -187,7 +218,11 @@ def explain(error: BaseException) -> int:
     if isinstance(error, RegraftError):
         code = error.exit_code
         fields_of = {"hint": error.hint} if error.hint else {}
+    elif isinstance(error, KeyboardInterrupt):
+        code = 130
     fields_of["exit_code"] = code
+    if doing:
+        fields_of["stack_trace"] = doing
     LOGGER.error(
         "%s", error or type(error).__name__, extra={"fields": fields_of},
         exc_info=error if code == 1 else None,
@@ -199,7 +234,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and give its exit code; the only place where an error becomes one."""
     # TensorFlow's own notes would break up the JSON lines; its errors arrive as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    signal.signal(signal.SIGTERM, _stop)
+    with GUARD.watching():
+        try:
+            return _run_command(arguments)
+        except Terminated:  # while something else was being explained
+            return 143
+
+
+def _run_command(arguments: list[str] | None) -> int:
     try:
         # Without standalone mode click hands over --help's and --version's exit code.
         code = cli.main(arguments, prog_name="python -m job", standalone_mode=False)
@@ -207,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         return _refuse(error)
     except BaseException as error:
-        reason = signal_behind(error) or error
+        reason = reason_of(error)
         if isinstance(reason, click.Abort | KeyboardInterrupt):
             click.echo("interrupted", err=True)
             return 130
@@ -224,30 +266,5 @@ def _refuse(error: click.ClickException) -> int:
     if context is not None and context.command.name in ("run", "plan"):
         result = Result()
         result.fail(refused)
-        emit(result, None)
+        Announcement(None).make(result)
     return explain(refused)
-
-
-def signal_behind(error: BaseException) -> Stopped | KeyboardInterrupt | None:
-    """Give what to report when a signal is behind an error; None where there is none.
-
-    A signal may arrive while TensorFlow traces a function: its clean-up then raises errors of its
-    own, with the signal's exception as their context.
-    """
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, Terminated):
-            return Stopped("stopped by SIGTERM", hint="run the same command again")
-        if isinstance(link, Stopped | KeyboardInterrupt):
-            return link
-        link = link.__cause__ or link.__context__
-    return None
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. No Exception, so that nobody on the way takes it for a failure of theirs."""
-
-
-def _stop(number: int, frame: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
-    raise Terminated

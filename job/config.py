@@ -114,7 +114,29 @@ class RunConfig:
         "Images per forward pass of the backbone, or `auto`: 32, on a GPU as many as pay.",
         low=1, high=4096, special="auto",
     )  # fmt: skip
+    max_pixels: int = option(
+        "Pixels above which an image is skipped, by its header; the exported model refuses it too.",
+        2**26, low=1, high=2**30,
+    )  # fmt: skip
     fetch_threads: int = option("Images fetched and decoded at once.", 32, low=1, high=512)
+    storage_deadline: float = option(
+        "Seconds that one request to a bucket is tried for; then the job ends with exit code 138.",
+        300.0, low=1,
+    )  # fmt: skip
+    checkpoint_interval: float = option(
+        "Seconds after which new embeddings are saved; a job that is killed loses no more.",
+        60.0, low=0,
+    )  # fmt: skip
+    stop_timeout: float = option(
+        "Seconds after SIGTERM within which the job saves what it has and is gone; keep it below "
+        "the pod's terminationGracePeriodSeconds.",
+        20.0, low=1,
+    )  # fmt: skip
+    stall_timeout: float = option(
+        "Seconds without any progress after which the job ends with exit code 138, the stacks of "
+        "its threads in the log.",
+        900.0, low=1,
+    )  # fmt: skip
     workers_count: int = option(
         "Jobs that share the work of embedding through --cache; the one with index 0 goes on.",
         1, low=1, high=10000,

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
+from job.guard import beat
 from job.head import Head
 
 # From a penalty that keeps the head near the prior to one that fits every training image.
@@ -189,6 +190,7 @@ class _Problem:
 
     def objective(self, flat: np.ndarray, l2: float, dtype: Any) -> tuple[float, np.ndarray]:
         """Give the value and its gradient, float64, for kernel and bias in one flat vector."""
+        beat()
         kernel, bias = self._unpack(flat)
         weights, shift = (kernel, bias) if self._prepared else self._unturned(kernel, bias)
         rows = self._rough if dtype == np.float32 else self._rows

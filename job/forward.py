@@ -66,17 +66,18 @@ class Forward:
         Gives each batch with float32 `[n,d]`, None where it has no readable image.
         """
         pending: deque[tuple[Batch, Future[np.ndarray] | None]] = deque()
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="forward") as pool:
-            try:
-                for batch in batches:
-                    future = pool.submit(self, batch.pixels()) if batch.readable else None
-                    pending.append((batch, future))
-                    if len(pending) > self.workers:
-                        yield _done(*pending.popleft())
-                while pending:
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="forward")
+        try:
+            for batch in batches:
+                future = pool.submit(self, batch.pixels()) if batch.readable else None
+                pending.append((batch, future))
+                if len(pending) > self.workers:
                     yield _done(*pending.popleft())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            while pending:
+                yield _done(*pending.popleft())
+        finally:
+            # Of what is under way nothing is waited for: a large batch takes a minute.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def grow(self) -> None:
         """Double the batch while that makes an image a good deal cheaper, and memory lasts."""

@@ -23,7 +23,7 @@ PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "scipy", "google-cloud-stor
 # The options that change what is trained; the others say where it goes and what may pass.
 TRAINING_OPTIONS = (
     "validation_percent", "test_percent", "max_skipped", "l2",
-    "image_size", "exact_decode", "cache_dtype",
+    "image_size", "exact_decode", "max_pixels", "cache_dtype",
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
         with progress.phase("backbone"):
             kept = config.work_dir or folder
             found = resolve(config.backbone, cache_dir=kept)
-            cache = open_cache(config, found.digest)
+            cache = open_cache(config, found.digest, result)
             same = unchanged_version(
                 config, plan.data, plan.index, plan.serving, found.digest, cache
             )

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+from job.guard import beat
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -58,10 +60,12 @@ class BarProgress:
         with bars.Progress(*columns, console=self._console) as display:
             task = display.add_task(name, total=total or None, rate="")
             done = 0
+            beat()
 
             def advance(steps: int) -> None:
                 nonlocal done
                 done += steps
+                beat()
                 rate = done / max(time.monotonic() - start, 1e-3)
                 display.update(task, advance=steps, rate=f"{rate:,.1f}/s")
 
@@ -86,10 +90,12 @@ class LogProgress:
         done = 0
         known = {"total": total} if total else {}
         log(f"{name}: started", phase=name, **known)
+        beat()
 
         def advance(steps: int) -> None:
             nonlocal done, last
             done += steps
+            beat()
             now = time.monotonic()
             if now - last >= LOG_INTERVAL:
                 last = now
@@ -142,6 +148,8 @@ class TextFormatter(logging.Formatter):
         lines = [level + record.getMessage()]
         if hint := getattr(record, "fields", {}).get("hint"):
             lines.append(f"  hint: {hint}")
+        if doing := getattr(record, "fields", {}).get("stack_trace"):
+            lines.append(doing)
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))
         return "\n".join(lines)

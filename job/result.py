@@ -17,10 +17,10 @@ class Result:
     """Filled in as the run goes on, so that a failure reports what was reached before it.
 
     `status` is published, unchanged, embedded (a share, for another job to go on with), rejected,
-    failed or preempted; `cache` has the number of embeddings that were there (`hits`) and of those
-    that were not (`misses`); `seconds` maps a phase to its wall time; `images` has `total`,
-    `skipped`, the sides of the split and `skipped_names` with the reason of each; `metrics` is what
-    `evaluate.Report.as_json` gives.
+    failed or preempted; `cache` has the number of embeddings that were there (`hits`), of those
+    that were not (`misses`), and of those that this run has put there (`saved`); `seconds` maps a
+    phase to its wall time; `images` has `total`, `skipped`, the sides of the split and
+    `skipped_names` with the reason of each; `metrics` is what `evaluate.Report.as_json` gives.
     """
 
     status: str = "failed"
@@ -29,9 +29,13 @@ class Result:
     labels: list[str] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Any] = field(default_factory=dict)
-    cache: dict[str, int] = field(default_factory=lambda: {"hits": 0, "misses": 0})
+    cache: dict[str, int] = field(default_factory=lambda: {"hits": 0, "misses": 0, "saved": 0})
     seconds: dict[str, float] = field(default_factory=dict)
     error: dict[str, str] | None = None
+
+    def count_saved(self, count: int) -> None:
+        """Record that so many more embeddings are in the cache, whatever happens to this run."""
+        self.cache["saved"] += count
 
     def finish(self, status: str, models: str, version: int) -> None:
         """Record the version that is in service now."""
@@ -43,6 +47,8 @@ class Result:
         hint = "this is a bug in Regraft: report it with the log"
         if isinstance(error, RegraftError):
             self.status, hint = error.status, error.hint
+            if error.exit_code > 127 and (saved := self.cache["saved"]):
+                hint += f"; the {saved} embeddings that this run has saved are not computed again"
         elif isinstance(error, KeyboardInterrupt):
             hint = "run the same command again"
         message = str(error) or type(error).__name__

@@ -68,12 +68,12 @@ class Trained:
 def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
     """Check all that can be checked before a backbone is loaded; `plan` ends here."""
     with progress.phase("index"):
-        data = open_store(config.data, connections=config.fetch_threads)
+        data = open_place(config, config.data)
         index = build_index(data, config.validation_percent, config.test_percent)
-        models = open_store(config.models).child(config.name)
+        models = open_place(config, config.models).child(config.name)
         check_writable(models)
         if config.cache_uri and config.cache:  # the default is a part of the same store
-            check_writable(open_store(config.cache_uri))
+            check_writable(open_place(config, config.cache_uri))
         listing = read_listing(models)
         next_version(listing.newest, time.time())
         serving = read_in_service(models, listing)
@@ -84,10 +84,16 @@ def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
     return Plan(data, models, index, serving)
 
 
-def open_cache(config: RunConfig, backbone: str) -> EmbeddingCache | None:
+def open_place(config: RunConfig, uri: str) -> Store:
+    """Open a store with the connections and the patience that the configuration gives it."""
+    return open_store(uri, connections=config.fetch_threads, deadline=config.storage_deadline)
+
+
+def open_cache(config: RunConfig, backbone: str, result: Result) -> EmbeddingCache | None:
     """Open the part of the cache that fits the configuration and the backbone of this digest.
 
-    None where there is to be no cache. One that cannot be used is a warning in the log.
+    None where there is to be no cache. One that cannot be used is a warning in the log. `result`
+    counts what is saved.
     """
     if config.cache_uri is None:
         return None
@@ -96,18 +102,26 @@ def open_cache(config: RunConfig, backbone: str) -> EmbeddingCache | None:
         image_size=config.image_size,
         preprocessing=PREPROCESSING_VERSION,
         exact_decode=config.exact_decode,
+        max_pixels=config.max_pixels,
         view="whole image",
         dtype=config.cache_dtype,
     )
-    store = open_store(config.cache_uri, connections=config.fetch_threads)
-    cache = EmbeddingCache(store, space, dtype=config.cache_dtype, threads=config.fetch_threads)
+    cache = EmbeddingCache(
+        open_place(config, config.cache_uri),
+        space,
+        config.cache_dtype,
+        threads=config.fetch_threads,
+        interval=config.checkpoint_interval,
+        saved=result.count_saved,
+    )
     cache.refresh()
     return cache
 
 
 def load_resolved(config: RunConfig, found: Resolved, kept: Path) -> Backbone:
     """Load a backbone; compiled ones are kept beside the embeddings, or in the folder `kept`."""
-    shelf = open_store(config.cache_uri).child("backbones") if config.cache_uri else None
+    uri = config.cache_uri
+    shelf = open_place(config, uri).child("backbones") if uri else None
     return load_backbone(found, cache_dir=kept, image_size=config.image_size, shelf=shelf)
 
 
@@ -139,7 +153,7 @@ def is_left_to_others(
     worker, index = worker_index(config), source.plan.index
     mine = share(index, worker, config.workers_count)
     embedded = embed_images(config, source, mine, progress, "share")
-    result.cache = {"hits": embedded.hits, "misses": embedded.misses}
+    result.cache |= {"hits": embedded.hits, "misses": embedded.misses}
     if worker > 0:
         return True
     others = index.without(example.name for example in mine.examples)
@@ -160,7 +174,7 @@ def read_images(
     embeddings = embed_images(config, source, plan.index, progress, "embed")
     # Of several jobs, this one's share is in the cache by now, and was not before.
     misses = result.cache["misses"] + embeddings.misses
-    result.cache = {"hits": len(embeddings.index.examples) - misses, "misses": misses}
+    result.cache |= {"hits": len(embeddings.index.examples) - misses, "misses": misses}
     result.images = count_images(embeddings.index, embeddings.skipped)
     for item in embeddings.skipped:
         message = f"skipped {item.name!r}: {item.reason}"

@@ -88,7 +88,7 @@ class Store(Protocol):
         """Give the store rooted at `name` below this one."""
 
 
-def open_store(uri: str, *, connections: int = 32) -> Store:
+def open_store(uri: str, *, connections: int = 32, deadline: float = 300.0) -> Store:
     """Open `gs://bucket/prefix`, `file:///path` or a path; nothing is read or made yet.
 
     `connections` is how many requests to a bucket may be under way at once.

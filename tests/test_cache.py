@@ -213,18 +213,17 @@ def test_the_caller_goes_on_while_a_shard_is_written(
     assert len(shard_names(store)) == 1
 
 
-def test_shards_are_written_when_they_are_old(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first record that comes after the time takes all before it along."""
-    monkeypatch.setattr(cache_module, "FLUSH_SECONDS", 0.2)
-    cache = opened(store)
+def test_shards_are_written_when_they_are_old(store: Store) -> None:
+    """The first record that comes after the time takes all before it along, and is counted."""
+    saved: list[int] = []
+    cache = EmbeddingCache(store, SPACE, interval=0.2, saved=saved.append)
     first, second = files(2)
     cache.add(first.entry, first.known, first.row)
     time.sleep(0.3)
     cache.add(second.entry, second.known, second.row)
     cache.fetch({first.known.digest: [0]}, np.zeros((1, WIDTH), np.float32))  # waits for the write
     assert opened(store).known(first.entry) == first.known
+    assert saved == [2]
 
 
 def filled_by_two(store: Store, some: list[File]) -> tuple[EmbeddingCache, EmbeddingCache]:

@@ -54,28 +54,28 @@ def head(uri: str) -> dict[str, bytes]:
 def test_a_run_embeds_what_changed_and_trains_the_same_weights(job: Job) -> None:
     """Cold, warm, changed, unchanged and elsewhere: the cache says what was done."""
     cold = job.run()
-    assert cold["cache"] == {"hits": 0, "misses": 120}
+    assert cold["cache"] == {"hits": 0, "misses": 120, "saved": 120}
     warm = job.run("--force")
-    assert warm["cache"] == {"hits": 120, "misses": 0}
+    assert warm["cache"] == {"hits": 120, "misses": 0, "saved": 0}
     assert head(warm["uri"]) == head(cold["uri"])
     assert job.run()["status"] == "unchanged"
     (job.data / "cyan" / "000.jpg").write_bytes((job.data / "cyan" / "001.jpg").read_bytes() + b" ")
-    assert job.run()["cache"] == {"hits": 119, "misses": 1}
+    assert job.run()["cache"] == {"hits": 119, "misses": 1, "saved": 1}
     other = job.run("--exact-decode", "--cache", job.data.parent / "elsewhere")
-    assert other["cache"] == {"hits": 0, "misses": 120}
+    assert other["cache"] == {"hits": 0, "misses": 120, "saved": 120}
 
 
 def test_without_a_cache_nothing_is_kept(job: Job) -> None:
     """`--cache off` leaves the model alone in its folder."""
-    assert job.run("--cache", "off")["cache"] == {"hits": 0, "misses": 120}
+    assert job.run("--cache", "off")["cache"] == {"hits": 0, "misses": 120, "saved": 0}
     assert [path.name for path in job.models.iterdir()] == ["x"]
 
 
 def test_a_bucket_is_read_once(job: Job, bucket: str, upload: Callable[[Path, str], str]) -> None:
     """Cache and data in a bucket: the second job finds all of it, an unchanged one all the more."""
     places = {"data": upload(job.data, "data"), "models": f"gs://{bucket}/m"}
-    assert job.run(**places)["cache"] == {"hits": 0, "misses": 120}
-    assert job.run("--force", **places)["cache"] == {"hits": 120, "misses": 0}
+    assert job.run(**places)["cache"] == {"hits": 0, "misses": 120, "saved": 120}
+    assert job.run("--force", **places)["cache"] == {"hits": 120, "misses": 0, "saved": 0}
     assert job.run(**places)["status"] == "unchanged"
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, write_colours
 
-from job.cli import Terminated, main, signal_behind
-from job.errors import Stopped
+from job.cli import main
 
 Captured = pytest.CaptureFixture[str]
 
@@ -161,28 +160,6 @@ def test_interrupt_is_130_and_sigterm_143(colours: Path, tmp_path: Path) -> None
         result = json.loads(out.splitlines()[-1])
         assert result["status"] == ("preempted" if code == 143 else "failed")
     assert not list((tmp_path / "models").rglob("saved_model.pb"))
-
-
-@pytest.mark.parametrize("signalled", [Terminated, KeyboardInterrupt])
-def test_a_signal_is_told_behind_the_errors_of_what_it_interrupts(
-    signalled: type[BaseException],
-) -> None:
-    """TensorFlow's clean-up may raise in turn: it was the signal all the same, and no bug."""
-
-    def trace() -> None:
-        try:
-            raise signalled
-        finally:
-            raise AssertionError("Nesting violated")
-
-    with pytest.raises(AssertionError) as caught:
-        trace()
-    expected = Stopped if signalled is Terminated else KeyboardInterrupt
-    assert isinstance(signal_behind(caught.value), expected)
-    with pytest.raises(RuntimeError) as wrapped:
-        raise RuntimeError from caught.value
-    assert isinstance(signal_behind(wrapped.value), expected)
-    assert signal_behind(AssertionError("Nesting violated")) is None
 
 
 def test_every_environment_variable_of_the_help_works() -> None:

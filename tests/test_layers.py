@@ -12,7 +12,7 @@ JOB = Path(__file__).resolve().parent.parent / "job"
 # Each module and what it may import from `job`; "*" is everything.
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
-    "__main__": {"cli"},
+    "__main__": {"cli", "guard"},
     # The command line
     "cli": {"*"},
     "cli_cache": {"*"},
@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": {"config", "errors"},
     "calibrate": set(),
     "export": {"backbone", "config", "errors", "graphs", "head", "images"},
-    "fit": {"backbone", "config", "errors", "head", "images"},
+    "fit": {"backbone", "config", "errors", "guard", "head", "images"},
     "head": set(),
     "workers": {"cache", "config", "dataset", "errors", "progress"},
     "embed": {"backbone", "cache", "dataset", "errors", "forward", "images", "storage", "stream"},
@@ -78,7 +78,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backbone": {"backbones", "compiled", "errors", "graphs", "interface", "modules", "storage"},
     "interface": {"errors", "modules"},
     "compiled": {"errors", "progress", "storage"},
-    "modules": {"archives", "errors", "storage"},
+    "modules": {"archives", "errors", "storage", "vetting"},
+    "vetting": {"errors"},
     "archives": {"errors"},
     "backbones.__init__": set(),
     "backbones.efficientnet_lite": {"backbones", "errors"},
@@ -91,8 +92,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dataset": {"config", "errors", "storage"},
     "storage": {"errors", "gcs"},
     "gcs": {"errors", "storage"},
-    "progress": set(),
+    "progress": {"guard"},
     "result": {"errors"},
+    "endings": {"errors", "guard"},
+    "guard": {"errors"},
     "config": {"errors"},
     "errors": set(),
 }

@@ -1,0 +1,158 @@
+"""What ends a process that does not end by itself: a second signal, a stop budget, a stall.
+
+A signal's handler in Python runs on the main thread, between two of its steps; while that thread is
+inside TensorFlow or a system call, that may be too late. So a thread of its own reads the signals
+from a pipe that the interpreter's C code writes to, and looks twice a second whether anything was
+got done. It needs nothing from the other threads but that they let go of Python's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from job.errors import RegraftError, Stopped, UnavailableError
+
+# Seconds between two looks. Looks are counted, not the clock: a process that was frozen for an hour
+# and thawed has not stood still for an hour.
+TICK = 0.5
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# Seconds that the last words may take, should nobody read them.
+LAST_WORDS_TIMEOUT = 3.0
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. No Exception, so that nobody on the way takes it for a failure of theirs."""
+
+
+class Guard:
+    """Watches over the process while `watching`; there is one, `GUARD`.
+
+    `stop_timeout` is how many seconds the process may take to end once it has had a signal;
+    `stall_timeout` how many it may go on without a `beat`, None being for ever. `last_words` is
+    called from another thread right before the guard ends the process, with the error and with
+    what every thread was doing, which is empty after a second signal.
+    """
+
+    def __init__(self) -> None:
+        self.stop_timeout = 20.0
+        self.stall_timeout: float | None = None
+        self.last_words: Callable[[RegraftError | KeyboardInterrupt, str], None] | None = None
+        self._beats = 0
+        self._interrupted = False
+
+    def beat(self) -> None:
+        """Say that something was got done; to be called from any thread, often."""
+        self._beats += 1  # two at once may count as one, which is enough
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Have signals raise in the main thread, and see to it that the process ends.
+
+        The first SIGTERM raises Terminated, the first SIGINT KeyboardInterrupt.
+        """
+        ours, theirs = os.pipe()
+        os.set_blocking(theirs, False)
+        self._interrupted = False
+        # A shell starts what it puts in the background deaf to SIGINT, and it should stay so.
+        heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        handlers = [signal.signal(number, self._interrupt) for number in heard]
+        wakeup = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._watch, args=[ours], name="guard", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in zip(heard, handlers, strict=True):
+                signal.signal(number, handler)
+            os.close(theirs)  # the thread reads the end of the pipe
+            thread.join()
+            os.close(ours)
+            self.stall_timeout = self.last_words = None
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        if not self._interrupted:  # after another one the guard's thread ends the process
+            self._interrupted = True
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    def _watch(self, pipe: int) -> None:
+        arrived: list[int] = []
+        idle = stopping = 0.0
+        seen = self._beats
+        while True:
+            if select.select([pipe], [], [], TICK)[0]:
+                numbers = os.read(pipe, 64)
+                if not numbers:
+                    return
+                arrived += [number for number in numbers if number in SIGNALS]
+                if len(arrived) > 1:
+                    self._leave(_stopped_by(arrived[-1], "twice"), "")
+                continue
+            idle = 0.0 if seen != self._beats else idle + TICK
+            seen = self._beats
+            stopping += TICK if arrived else 0.0
+            if stopping >= self.stop_timeout:
+                late = f"and was still busy {self.stop_timeout:g} s later"
+                self._leave(_stopped_by(arrived[0], late), stacks())
+            if self.stall_timeout is not None and idle >= self.stall_timeout:
+                self._leave(_stalled(self.stall_timeout), stacks())
+
+    def _leave(self, error: RegraftError | KeyboardInterrupt, doing: str) -> NoReturn:
+        if self.last_words:
+            # In a thread, because a pipe that nobody reads would keep us here.
+            words = threading.Thread(target=self.last_words, args=[error, doing], daemon=True)
+            words.start()
+            words.join(LAST_WORDS_TIMEOUT)
+        os._exit(error.exit_code if isinstance(error, RegraftError) else 130)
+
+
+GUARD = Guard()
+beat = GUARD.beat
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code, its output written, without waiting for any thread.
+
+    Python would wait for requests that are under way, which nobody needs any more.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def stacks() -> str:
+    """Give what every thread is doing, the guard's own left out."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    parts = [
+        f"{names.get(ident, ident)}:\n" + "".join(traceback.format_stack(frame))
+        for ident, frame in sys._current_frames().items()
+        if ident != threading.get_ident()
+    ]
+    return "\n".join(parts)
+
+
+def _stopped_by(number: int, how: str) -> RegraftError | KeyboardInterrupt:
+    name = signal.Signals(number).name
+    message = f"the job was told to stop ({name}) {how}"
+    if number == signal.SIGINT:
+        return KeyboardInterrupt(message)
+    return Stopped(message, hint="run the same command again; it goes on from what was saved")
+
+
+def _stalled(seconds: float) -> UnavailableError:
+    return UnavailableError(
+        f"nothing was got done for {seconds:g} s (--stall-timeout), so the job gave up",
+        hint="the log shows what every thread was waiting for; look at the network, the disk or "
+        "the device there, and run the same command again",
+    )
