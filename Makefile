@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench scale image-test lock clean
+.PHONY: help demo test lint bench scale chaos image-test lock clean
 
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -39,6 +39,9 @@ lint: $(DEV_READY) ## Run every linter
 	$(BIN)/shellcheck entrypoint.sh .ci/run tests/image_test.sh
 	$(BIN)/yamllint --strict .yamllint k8s
 	$(BIN)/hadolint Dockerfile
+
+chaos: $(DEV_READY) ## Kill, stop, starve and lie to the job into docs/chaos.md (two hours; CHAOS_FLAGS=--short: minutes)
+	$(BIN)/python tests/chaos.py $(CHAOS_FLAGS)
 
 image-test: ## Build the image with Debian's own tools and run the job in it (root, 8 GB, minutes)
 	tests/image_test.sh

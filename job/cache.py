@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from hashlib import blake2b, sha256
 from itertools import chain
 from logging import WARNING
@@ -237,18 +238,21 @@ class EmbeddingCache:
             stored = np.array(row, self.dtype)  # a copy: the caller may use its array again
         return stored if np.isfinite(stored).all() else None
 
-    def flush(self) -> None:
-        """Write what is buffered, and wait until it is in the store."""
-        if self._buffer.records:
-            self._submit()
-        self._settle()
+    def flush(self, timeout: float | None = None) -> None:
+        """Write what is buffered, and wait until it is in the store, `timeout` seconds at most."""
+        try:
+            if self._buffer.records:
+                self._submit(timeout)
+            self._settle(timeout)
+        except FutureTimeout:
+            self._stop_writing(TimeoutError(f"the store did not take it within {timeout:g} s"))
 
-    def _submit(self) -> None:
+    def _submit(self, timeout: float | None = None) -> None:
         """Have the buffer written as a shard in the background, after the one before.
 
         A signal may interrupt this anywhere; `flush` then does it again, at worst in two shards.
         """
-        self._settle()
+        self._settle(timeout)
         if not self._writable:
             return
         sealed = shards.seal(self._space, self.dtype.name, self._buffer.records)
@@ -263,11 +267,11 @@ class EmbeddingCache:
         sealed.write(self._store)
         self._saved(sealed.shard.rows)
 
-    def _settle(self) -> None:
+    def _settle(self, timeout: float | None = None) -> None:
         """Wait for the shard that is being written."""
         if self._writing is None:
             return
-        error = self._writing.exception()
+        error = self._writing.exception(timeout)
         self._writing = None
         if isinstance(error, FAILURES):
             with self._lock:

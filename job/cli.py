@@ -181,8 +181,8 @@ class Announcement:
         """Write the result to its file and as the last line of stdout."""
         with self._lock:
             if not self._made:
-                self._made = True
                 self._write(result.to_json())
+                self._made = True
 
     def _write(self, line: str) -> None:
         target = self._target

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from job.errors import ConfigError
+from job.redact import redact
 
 DEFAULT_BACKBONE = "builtin:efficientnet-lite0"
 
@@ -198,9 +199,9 @@ class RunConfig:
         return None if self.cache == "off" else self.cache
 
     def as_json(self) -> dict[str, Any]:
-        """Give the options as JSON can hold them."""
+        """Give the options as JSON can hold them, secrets in URLs left out."""
         return {
-            key: str(value) if isinstance(value, Path) else value
+            key: redact(str(value)) if isinstance(value, Path | str) else value
             for key, value in asdict(self).items()
         }
 

@@ -14,6 +14,7 @@ from job.backbone import Backbone
 from job.cache import EmbeddingCache, Known, is_settled
 from job.dataset import Index, Split
 from job.errors import ConfigError
+from job.formats import MAX_PIXELS
 from job.forward import Forward
 from job.images import loader
 from job.storage import Store
@@ -21,6 +22,10 @@ from job.stream import Decode, Loaded, Skipped, load_batches
 
 # Rows that are moved at once when unreadable images leave gaps: 40 MiB of 1,280 features.
 BLOCK = 8192
+
+# Seconds that what is new has to get into the cache when a run ends in the middle: if that is
+# because storage is out, waiting for it once more helps nobody.
+LAST_CHANCE = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ def embed(
     threads: int,
     batch_size: int | None = None,
     exact: bool = False,
+    max_pixels: int = MAX_PIXELS,
     dtype: str = "float32",
     cache: EmbeddingCache | None = None,
     scratch: Path | None = None,
@@ -78,14 +84,16 @@ def embed(
     table = _Table(index, backbone.feature_dim, cache, np.dtype(dtype), scratch)
     todo = table.recall(range(len(index.examples)))
     advance(len(index.examples) - len(todo))
+    patience: float | None = LAST_CHANCE
     try:
         if todo:
-            decode = loader(backbone.image_size, exact=exact)
+            decode = loader(backbone.image_size, exact=exact, max_pixels=max_pixels)
             forward = Forward(backbone, batch_size)
             table.read(store, todo, decode, forward, threads, advance)
+        patience = None
     finally:
         if cache:
-            cache.flush()
+            cache.flush(patience)
     return table.embeddings()
 
 

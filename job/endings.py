@@ -70,7 +70,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _refused(error: BaseException) -> RegraftError | None:
     """Give the job's error for what the operating system refused, None for anything else."""
     number, place = 0, ""
-    if isinstance(error, OSError):
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+        number, place = errno.EROFS, "no folder for temporary files"
+    elif isinstance(error, OSError):
         number, place = error.errno or 0, str(error.filename or "")
     elif isinstance(error, MemoryError):
         number = errno.ENOMEM

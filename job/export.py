@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from job.backbone import Backbone
+from job.formats import MAX_PIXELS
 from job.graphs import insert
 from job.head import Head
 from job.images import preprocess_batch
@@ -24,13 +25,19 @@ FROZEN_OUTPUT = "final_result"
 class Classifier:
     """All that an export is made of; `labels[i]` names class index i.
 
-    `exact` is how JPEGs were decoded in training, as in `images.preprocess`.
+    `exact` and `max_pixels` are how images were decoded in training, as in `images.preprocess`.
     """
 
     backbone: Backbone
     head: Head
     labels: tuple[str, ...]
     exact: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    def preprocess(self, contents: Any) -> Any:
+        """Give image files, strings `[n]`, as float32 `[n,h,w,3]` in [0,1]."""
+        size = self.backbone.image_size
+        return preprocess_batch(contents, size, exact=self.exact, max_pixels=self.max_pixels)
 
 
 class ServedModel(tf.Module):  # type: ignore[misc]
@@ -68,8 +75,7 @@ class ServedModel(tf.Module):  # type: ignore[misc]
             input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False
         )
         def serve_bytes(image_bytes: Any) -> dict[str, Any]:
-            size, exact = classifier.backbone.image_size, classifier.exact
-            prediction = self.predict(preprocess_batch(image_bytes, size, exact=exact))
+            prediction = self.predict(classifier.preprocess(image_bytes))
             scores, order = tf.math.top_k(prediction, k=len(classifier.labels))
             return {
                 "classes": tf.gather(self.labels, order),

@@ -2,7 +2,8 @@
 
 PNG   every colour type and depth, interlaced or not; 16 bits are kept until they are floats;
       transparent pixels are laid on white.
-GIF   the first frame; TensorFlow shows transparent pixels, and canvas outside the frame, black.
+GIF   the first frame, and nothing behind it is read; TensorFlow shows transparent pixels, and
+      canvas outside the frame, black.
 BMP   8-bit with its palette, 24-bit, and 32-bit without its fourth byte; uncompressed. TensorFlow
       reads neither 1-, 4- nor 16-bit files, nor files with bytes after the last row.
 WebP  lossy and lossless, on white; not animated: TensorFlow 2.21 corrupts its heap on those.
@@ -13,7 +14,7 @@ EXIF in PNG and WebP, and colour profiles everywhere, are left alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -21,9 +22,14 @@ import tensorflow as tf
 # 64 Mi pixels, above what cameras take; a header of a few bytes may claim a thousand times that.
 MAX_PIXELS = 2**26
 
-BAD_SIZE = f"the header claims no pixels, or more than {MAX_PIXELS}"
 ANIMATED_WEBP = "animated WebP, which TensorFlow cannot read"
 ODD_BMP = "BMP that is not uncompressed 8-bit, 24-bit or 32-bit"
+MANY_BLOCKS = "GIF in more pieces than any real one"
+
+# Files of real programs are walked in a few steps; this many take half a second.
+_MAX_STEPS = 2**14
+# Sub-blocks of one length that a step passes over.
+_RUN = 2**12
 
 # Height and width.
 Size = tuple[int, int]
@@ -52,7 +58,7 @@ class File:
 
     `bytes_`, `words` and `longs` are unsigned, of 1, 2 and 4 bytes, little-endian; zeros are read
     behind the end. `least` is the size below which no decoder may shrink the upright image; None
-    asks for all of it.
+    asks for all of it. `max_pixels` is the most that a decoder may be given.
     """
 
     contents: tf.Tensor
@@ -60,6 +66,7 @@ class File:
     words: tf.Tensor
     longs: tf.Tensor
     least: Size | None
+    max_pixels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,29 +80,45 @@ class Format:
     whole: Callable[[bytes], bool]
 
 
-def read_head(contents: tf.Tensor, least: Size | None) -> File:
+def max_bytes(max_pixels: int) -> int:
+    """Give the most bytes that a file may have: those of its pixels as they are, and 16 MiB.
+
+    32-bit BMP files take 4 bytes a pixel, other formats seldom half of that.
+    """
+    return 4 * max_pixels + 2**24
+
+
+def read_head(contents: tf.Tensor, least: Size | None, max_pixels: int) -> File:
     """Read the numbers in a file's first bytes. Raises nothing, however short it is."""
     # Zeros behind it let the header be read without asking how much of it is there.
     start = tf.strings.join([tf.strings.substr(contents, 0, _HEAD), b"\0" * _HEAD])
     bytes_ = tf.cast(tf.io.decode_raw(start, tf.uint8), tf.int64)
     words = bytes_[:-1] + bytes_[1:] * 2**8
-    return File(contents, bytes_, words, words[:-2] + words[2:] * 2**16, least)
+    return File(contents, bytes_, words, words[:-2] + words[2:] * 2**16, least, max_pixels)
 
 
-def require(contents: tf.Tensor, condition: tf.Tensor, reason: str) -> tf.Tensor:
-    """Return `contents`, or raise InvalidArgumentError with `reason`.
+def require(contents: tf.Tensor, condition: tf.Tensor, *reason: str | tf.Tensor) -> tf.Tensor:
+    """Return `contents`, or raise InvalidArgumentError with the parts of `reason`, in brackets.
 
     A graph optimizer may strip assertions, and what is refused here can bring the process down,
     so behind the assertion the contents are replaced by nothing, which no decoder accepts.
     """
-    with tf.control_dependencies([tf.debugging.Assert(condition, [reason])]):
-        return tf.where(condition, contents, b"")
+    with tf.control_dependencies([tf.debugging.Assert(condition, reason)]):
+        # Unlike `tf.where`, which would copy them: files have up to hundreds of megabytes.
+        return tf.cond(condition, lambda: contents, lambda: tf.constant(b""))
 
 
-def require_size(contents: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """Return `contents`, or raise InvalidArgumentError if height and width, int64, are absurd."""
+def require_size(file: File, height: tf.Tensor, width: tf.Tensor) -> File:
+    """Return the file, or raise InvalidArgumentError if height and width, int64, are absurd."""
     pixels = height * width
-    return require(contents, (pixels > 0) & (pixels <= MAX_PIXELS), BAD_SIZE)
+    sound = (pixels > 0) & (pixels <= file.max_pixels)
+    said = ("the header claims ", width, "x", height, " pixels, ", limit(file.max_pixels))
+    return replace(file, contents=require(file.contents, sound, *said))
+
+
+def limit(max_pixels: int) -> str:
+    """Say what is allowed, as every refusal for too many pixels does."""
+    return f"expected 1 to {max_pixels} (--max-pixels)"
 
 
 def all_picture(image: tf.Tensor) -> Pixels:
@@ -114,10 +137,11 @@ def as_float(image: tf.Tensor) -> tf.Tensor:
 def _png(file: File) -> Pixels:
     big_endian = [2**24, 2**16, 2**8, 1]
     size = tf.reduce_sum(tf.reshape(file.bytes_[16:24], [2, 4]) * big_endian, axis=1)
-    contents = require_size(file.contents, size[1], size[0])
+    depth = file.bytes_[24]
+    file = require_size(file, size[1], size[0])
+    contents = _require_room(file, size[0] * size[1], depth <= 8)
     # Four channels bring out transparency given as a palette or a key colour as well. Where there
     # is none TensorFlow fills the fourth with 2**depth - 1, also below 8 bits.
-    depth = file.bytes_[24]
     full = 2 ** tf.minimum(depth, 16) - 1
 
     def decoded(dtype: tf.DType) -> tf.Tensor:
@@ -125,22 +149,72 @@ def _png(file: File) -> Pixels:
 
     pixels: Pixels = tf.cond(
         depth > 8,
-        lambda: _on_white(decoded(tf.uint16), full),
-        lambda: _on_white(decoded(tf.uint8), full),
+        lambda: _on_white(file, decoded(tf.uint16), full),
+        lambda: _on_white(file, decoded(tf.uint8), full),
     )
     return pixels
 
 
 def _gif(file: File) -> Pixels:
-    contents = require_size(file.contents, file.words[8], file.words[6])
-    image = tf.io.decode_image(contents, channels=3, expand_animations=False)
+    file = require_size(file, file.words[8], file.words[6])
+    image = tf.io.decode_image(_first_frame(file), channels=3, expand_animations=False)
     return all_picture(tf.ensure_shape(image, [None, None, 3]))
+
+
+def _first_frame(file: File) -> tf.Tensor:
+    """Cut a GIF behind its first frame: TensorFlow would decode them all to show one.
+
+    GIF89a: behind header and colours come records, each of them ending in sub-blocks; a sub-block
+    has a byte that is its length and so many bytes, the last one's length is 0. A file whose first
+    frame has no end is left as it is. Raises InvalidArgumentError when that frame is too large.
+    """
+    data = tf.io.decode_raw(tf.strings.join([file.contents, b"\0" * 16]), tf.uint8)
+    size = tf.strings.length(file.contents)
+
+    def record(at: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        head = tf.ensure_shape(tf.cast(data[at : at + 10], tf.int64), [10])
+        frame, extension = tf.equal(head[0], 0x2C), tf.equal(head[0], 0x21)
+        behind = tf.where(frame, at + 11 + _colours(head[9]), at + 2)
+        pixels = (head[5] + head[6] * 256) * (head[7] + head[8] * 256)
+        pixels = tf.where(frame, pixels, 0)
+        return tf.where(frame | extension, behind, size), pixels, tf.constant(True)
+
+    def blocks(at: tf.Tensor, pixels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        # All programs write sub-blocks of one length, so a step takes as many as are alike.
+        step = tf.cast(data[at], tf.int32) + 1
+        alike = tf.equal(tf.cast(data[at : at + step * _RUN : step], tf.int32) + 1, step)
+        run = tf.reduce_sum(tf.math.cumprod(tf.cast(alike, tf.int32)))
+        return tf.where(step > 1, at + step * run, at + 1), pixels, step > 1
+
+    def walk(at: tf.Tensor, pixels: tf.Tensor, inside: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        at, pixels, inside = tf.cond(inside, lambda: blocks(at, pixels), lambda: record(at))
+        return tf.minimum(at, size), pixels, inside
+
+    def more(at: tf.Tensor, pixels: tf.Tensor, inside: tf.Tensor) -> tf.Tensor:
+        return (at < size) & (inside | tf.equal(pixels, 0))
+
+    start = (
+        tf.minimum(13 + _colours(data[10]), size),
+        tf.constant(0, tf.int64),
+        tf.constant(False),
+    )
+    at, pixels, inside = tf.while_loop(more, walk, start, maximum_iterations=_MAX_STEPS)
+    contents = require(file.contents, ~more(at, pixels, inside), MANY_BLOCKS)
+    said = ("its first frame has ", pixels, " pixels, ", limit(file.max_pixels))
+    contents = require(contents, pixels <= file.max_pixels, *said)
+    return tf.strings.join([tf.strings.substr(contents, 0, at), b";"])
+
+
+def _colours(packed: tf.Tensor) -> tf.Tensor:
+    """Give the bytes of a GIF's table of colours, int32, from the flags that announce it."""
+    packed = tf.cast(packed, tf.int32)
+    return tf.where(packed >= 128, 3 * tf.bitwise.left_shift(2, packed % 8), 0)
 
 
 def _bmp(file: File) -> Pixels:
     pixels_at, header, width, height = (file.longs[at] for at in (10, 14, 18, 22))
     # A height above 2**31 is a negative one: the rows go from top to bottom.
-    contents = require_size(file.contents, tf.minimum(height, 2**32 - height), width)
+    contents = require_size(file, tf.minimum(height, 2**32 - height), width).contents
     bits, compression = file.words[28], file.longs[30]
     # Compression 3 says which bits are which colour; TensorFlow takes them to be these.
     usual = tf.reduce_all(tf.equal(file.bytes_[54:66], [0, 0, 255, 0, 0, 255, 0, 0, 255, 0, 0, 0]))
@@ -170,29 +244,41 @@ def _webp(file: File) -> Pixels:
     height = tf.where(lossless, packed // 2**14 % 2**14 + 1, file.words[28] % 2**14)
     width = tf.where(extended, file.longs[24] % 2**24 + 1, width)
     height = tf.where(extended, file.longs[27] % 2**24 + 1, height)
-    contents = require_size(file.contents, height, width)
+    file = require_size(file, height, width)
     animated = extended & tf.equal(file.bytes_[20] // 2 % 2, 1)
-    contents = require(contents, tf.logical_not(animated), ANIMATED_WEBP)
-    return _on_white(tf.io.decode_webp(contents)[0], tf.constant(255))
+    contents = require(file.contents, tf.logical_not(animated), ANIMATED_WEBP)
+    return _on_white(file, tf.io.decode_webp(contents)[0], tf.constant(255))
 
 
-def _on_white(image: tf.Tensor, full: tf.Tensor) -> Pixels:
+def _on_white(file: File, image: tf.Tensor, full: tf.Tensor) -> Pixels:
     """Give an unsigned image [h,w,3 or 4], RGB or RGBA, as RGB.
 
     It is opaque when every alpha is `full`, as those of an RGB image, being none, are.
     """
-    colour, alpha = image[:, :, :3], image[:, :, 3:]
 
     def opaque() -> Pixels:
+        colour = image[:, :, :3]
         return all_picture(colour if image.dtype == tf.uint8 else as_float(colour))
 
     def blended() -> Pixels:
-        cover = as_float(alpha)
-        return all_picture(tf.minimum(as_float(colour) * cover + (1.0 - cover), 1.0))
+        with tf.control_dependencies([_require_room(file, tf.size(image, tf.int64) // 4, False)]):
+            cover = as_float(image[:, :, 3:])
+        return all_picture(tf.minimum(as_float(image[:, :, :3]) * cover + (1.0 - cover), 1.0))
 
-    clear = tf.equal(alpha, tf.cast(full, image.dtype))
+    clear = tf.equal(image[:, :, 3:], tf.cast(full, image.dtype))
     pixels: Pixels = tf.cond(tf.reduce_all(clear), opaque, blended)
     return pixels
+
+
+def _require_room(file: File, pixels: tf.Tensor, plain: tf.Tensor | bool) -> tf.Tensor:
+    """Return the contents, or raise InvalidArgumentError if `pixels` take too much memory.
+
+    Those that are not `plain`, opaque and of 8 bits a colour, become floats of four times the size;
+    so many of them take 0.9 GiB at the most.
+    """
+    most = file.max_pixels * 3 // 8
+    said = f" pixels, transparent or of 16 bits, expected at most {most} (3/8 of --max-pixels)"
+    return require(file.contents, plain | (pixels <= most), pixels, said)
 
 
 def _declared(file: bytes, at: int) -> int:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from job.backbone import Backbone
 from job.errors import ConfigError
+from job.memory import batches_at_once, memory_limit
 from job.progress import log
 from job.stream import Batch
 
@@ -40,8 +41,10 @@ class Forward:
         self._backbone = backbone
         self._lock = threading.Lock()
         on_gpu = bool(tf.config.list_physical_devices("GPU"))
-        self.workers = 1 if on_gpu else len(os.sched_getaffinity(0))
         self._compile(batch_size or CPU_BATCH)
+        cores, size = len(os.sched_getaffinity(0)), backbone.image_size
+        room = batches_at_once(memory_limit(), cores, size, self.batch_size)
+        self.workers = 1 if on_gpu else room
         if batch_size is None and on_gpu:
             self.grow()
 

@@ -1,37 +1,52 @@
-"""Google Cloud Storage behind the `Store` seam; the only module that imports the SDK."""
+"""Google Cloud Storage behind the `Store` seam.
+
+Each request goes through `tries.send`, so all calls of the SDK have `retry=None`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import google.auth
-import google.auth.exceptions
 import requests
 from google.api_core import exceptions as api
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
-from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import HTTPAdapter
 
-from job.errors import ConfigError, RegraftError, UnavailableError
 from job.storage import Entry, crc32c
+from job.tries import Try, send, translated
+
+T = TypeVar("T")
 
 # A bundle has a dozen files; more threads than that wait for nothing.
 UPLOADS = 8
 
-# The IAM role that grants what each of our verbs needs, for the message of a 403.
-ROLES = {
-    "list": "roles/storage.objectViewer",
-    "read": "roles/storage.objectViewer",
-    "write": "roles/storage.objectUser",
-    "delete": "roles/storage.objectUser",
-}
+
+class _Adapter(HTTPAdapter):
+    """Sends what is large in blocks, because a socket's time-out is for all of one `sendall`."""
+
+    def send(self, request: Any, *args: Any, **options: Any) -> requests.Response:
+        if isinstance(request.body, bytes) and len(request.body) > 2**20:
+            request.body = io.BytesIO(request.body)
+        return super().send(request, *args, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A page of a listing, and the token of the next one."""
+
+    entries: list[Entry]
+    next: str | None
 
 
 def open_bucket(name: str, connections: int) -> Any:
@@ -51,66 +66,120 @@ def open_bucket(name: str, connections: int) -> Any:
             client = storage.Client(project=project or "regraft", credentials=credentials)
         # requests keeps 10 connections by default; every thread above that would open a new one
         # for each object, with its TLS handshake.
-        client._http.mount("https://", HTTPAdapter(pool_maxsize=connections))
-        client._http.mount("http://", HTTPAdapter(pool_maxsize=connections))
+        client._http.mount("https://", _Adapter(pool_maxsize=connections))
+        client._http.mount("http://", _Adapter(pool_maxsize=connections))
         return client.bucket(name)
 
 
 class GcsStore:
-    """A prefix of a bucket as a store. Retries are the client's own policy."""
+    """A prefix of a bucket as a store; each request is tried for `deadline` seconds.
 
-    def __init__(self, bucket: Any, prefix: str) -> None:
+    Every method raises UnavailableError when the deadline has passed, and ConfigError at once when
+    the bucket does not exist or the job may not do what it wants to.
+    """
+
+    def __init__(self, bucket: Any, prefix: str, deadline: float = 300.0) -> None:
         self.uri = f"gs://{bucket.name}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._base = f"{prefix}/" if prefix else ""
+        self._deadline = deadline
+
+    def _send(self, name: str, verb: str, request: Callable[[Try], T]) -> T:
+        uri = f"{self.uri}/{name}" if name else self.uri
+        server = self._bucket.client._connection.API_BASE_URL
+        return send(request, uri=uri, verb=verb, server=server, deadline=self._deadline)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Give every object below the prefix, in the order of the listing (by name)."""
-        fields = "items(name,size,generation,crc32c,updated),nextPageToken"
-        with translated(self.uri, "list"):
-            for blob in self._bucket.list_blobs(prefix=self._base + prefix, fields=fields):
-                name = blob.name[len(self._base) :]
-                if name:  # the placeholder of the root itself has none
-                    modified = blob.updated.timestamp() if blob.updated else 0.0
-                    generation = int(blob.generation)
-                    yield Entry(name, blob.size, generation, blob.crc32c or "", modified)
+        token: str | None = None
+        while True:
+            page = self._send("", "list", partial(self._list_page, prefix, token))
+            yield from page.entries
+            if not (token := page.next):
+                return
+
+    def _list_page(self, prefix: str, token: str | None, this: Try) -> _Page:
+        found = self._bucket.list_blobs(
+            prefix=self._base + prefix,
+            fields="items(name,size,generation,crc32c,updated),nextPageToken",
+            page_token=token,
+            timeout=this.timeout,
+            retry=None,
+        )
+        entries = []
+        for blob in next(found.pages):
+            name = blob.name[len(self._base) :]
+            if name:  # the placeholder of the root itself has none
+                modified = blob.updated.timestamp() if blob.updated else 0.0
+                crc = blob.crc32c or ""
+                entries.append(Entry(name, blob.size, int(blob.generation), crc, modified))
+        return _Page(entries, found.next_page_token)
 
     def read(self, name: str, entry: Entry | None = None) -> bytes:
         """Download one object, its CRC32C checked by the client and against `entry`."""
-        generation = entry.generation if entry else None
-        blob = self._bucket.blob(self._base + name, generation=generation)
-        with translated(f"{self.uri}/{name}", "read"):
+
+        def download(this: Try) -> bytes:
+            generation = entry.generation if entry else None
+            blob = self._bucket.blob(self._base + name, generation=generation)
             # Raw: an object stored gzipped keeps the bytes that its checksum is of.
-            data: bytes = blob.download_as_bytes(raw_download=True, checksum="crc32c")
-        if entry and entry.crc32c and crc32c(data) != entry.crc32c:
-            raise UnavailableError(
-                f"{self.uri}/{name}: the bytes that arrived are not those of the listing",
-                hint="run again; if it stays, something between here and the bucket alters data",
+            data: bytes = blob.download_as_bytes(
+                raw_download=True, checksum="crc32c", timeout=this.timeout, retry=None
             )
-        return data
+            if entry and entry.crc32c and crc32c(data) != entry.crc32c:
+                raise DataCorruption(None, "the bytes that arrived are not those of the listing")
+            return data
+
+        return self._send(name, "read", download)
 
     def write(self, name: str, data: bytes | Path, *, if_absent: bool = False) -> None:
-        """Upload one object, its CRC32C checked by the server."""
-        blob = self._bucket.blob(self._base + name)
-        # Without a precondition a retry cannot tell its own earlier success from somebody else's
-        # object, so the client retries only with one unless it is told to.
-        options = {"if_generation_match": 0} if if_absent else {"retry": DEFAULT_RETRY}
-        with translated(f"{self.uri}/{name}", "write"):
-            if isinstance(data, Path):
-                blob.upload_from_filename(str(data), checksum="crc32c", **options)
-            else:
-                blob.upload_from_string(
-                    data, "application/octet-stream", checksum="crc32c", **options
-                )
+        """Upload one object, its CRC32C checked by the server and in its answer."""
+        self._upload(name, data, 0 if if_absent else None)
 
     def replace(self, name: str, data: bytes, entry: Entry | None) -> None:
         """Upload with the generation that was read as the precondition, 0 being none."""
-        blob = self._bucket.blob(self._base + name)
-        generation = entry.generation if entry else 0
-        with translated(f"{self.uri}/{name}", "write"):
-            blob.upload_from_string(
-                data, "application/json", checksum="crc32c", if_generation_match=generation
-            )
+        self._upload(name, data, entry.generation if entry else 0)
+
+    def _upload(self, name: str, data: bytes | Path, generation: int | None) -> None:
+        contents = data.read_bytes() if isinstance(data, Path) else data
+        checksum = crc32c(contents)
+
+        def upload(this: Try) -> None:
+            nonlocal generation
+            blob = self._bucket.blob(self._base + name)
+            with self._ours_is_fine(name, len(contents), checksum, this):
+                blob.upload_from_string(
+                    contents,
+                    "application/json" if name.endswith(".json") else "application/octet-stream",
+                    checksum="crc32c",
+                    crc32c_checksum_value=checksum,
+                    if_generation_match=generation,
+                    timeout=this.timeout,
+                    retry=None,
+                )
+                if blob.crc32c and blob.crc32c != checksum:
+                    # GCS itself refuses such an upload. What an emulator has stored instead is
+                    # ours, so the next try may replace it, and nothing else.
+                    generation = generation if generation is None else blob.generation
+                    raise DataCorruption(None, "what was stored is not what was sent")
+
+        self._send(name, "write", upload)
+
+    @contextlib.contextmanager
+    def _ours_is_fine(self, name: str, size: int, checksum: str, this: Try) -> Iterator[None]:
+        """Take a failed precondition for success where an earlier try has stored that content.
+
+        The server may have carried out a try whose answer was lost. The first try has none before
+        it, so there it is a conflict. Later, equal content is as good as ours: what two jobs must
+        not both believe to have made (a claim) has the id of its run in it.
+        """
+        try:
+            yield
+        except api.PreconditionFailed:
+            if this.number == 1:
+                raise
+            found = self._bucket.get_blob(self._base + name, timeout=this.timeout, retry=None)
+            if found is None or (found.size, found.crc32c) != (size, checksum):
+                raise
 
     def put_tree(self, folder: Path, name: str) -> None:
         """Upload a folder's files, many at once, each only where nothing is."""
@@ -128,18 +197,21 @@ class GcsStore:
         entries = sorted(self.list(prefix), key=lambda e: order(e.name.removeprefix(prefix)))
         for entry in entries:
             name = f"{target}/{entry.name.removeprefix(prefix)}"
-            blob = self._bucket.blob(self._base + entry.name)
-            with translated(f"{self.uri}/{name}", "write"):
-                self._bucket.copy_blob(
-                    blob,
-                    self._bucket,
-                    self._base + name,
-                    if_generation_match=0,
-                    if_source_generation_match=entry.generation,
-                    retry=DEFAULT_RETRY,
-                )
+            self._send(name, "copy", partial(self._copy, entry, name))
         if entries:  # what made it whole goes first, so that no half of it looks like all of it
             self.delete_tree(source, first=entries[-1].name.removeprefix(prefix))
+
+    def _copy(self, entry: Entry, name: str, this: Try) -> None:
+        with self._ours_is_fine(name, entry.size, entry.crc32c, this):
+            self._bucket.copy_blob(
+                self._bucket.blob(self._base + entry.name),
+                self._bucket,
+                self._base + name,
+                if_generation_match=0,
+                if_source_generation_match=entry.generation,
+                timeout=this.timeout,
+                retry=None,
+            )
 
     def delete_tree(self, name: str, *, first: str = "") -> None:
         """Delete every object below `name`, the object `first` before the others."""
@@ -152,60 +224,13 @@ class GcsStore:
 
     def delete(self, name: str) -> None:
         """Delete one object; one that is not there is fine."""
-        with (
-            contextlib.suppress(FileNotFoundError),
-            translated(f"{self.uri}/{name}", "delete"),
-        ):
-            self._bucket.blob(self._base + name).delete(retry=DEFAULT_RETRY)
+
+        def remove(this: Try) -> None:
+            self._bucket.blob(self._base + name).delete(timeout=this.timeout, retry=None)
+
+        with contextlib.suppress(FileNotFoundError):
+            self._send(name, "delete", remove)
 
     def child(self, name: str) -> GcsStore:
         """Give the store rooted at the prefix `name` below this one."""
-        return GcsStore(self._bucket, self._base + name)
-
-
-@contextlib.contextmanager
-def translated(uri: str, verb: str) -> Iterator[None]:
-    """Turn what the SDK, its transport and its credentials raise into the job's own errors."""
-    try:
-        yield
-    except api.NotFound as error:
-        if verb in ("list", "write") or "bucket does not exist" in str(error):
-            raise ConfigError(
-                f"{uri}: the bucket does not exist",
-                hint="check the spelling, or create the bucket",
-            ) from error
-        raise FileNotFoundError(uri) from error
-    except api.PreconditionFailed as error:
-        raise FileExistsError(uri) from error
-    except (api.Forbidden, api.Unauthorized) as error:
-        raise ConfigError(
-            f"{uri}: no permission to {verb} ({error.code})",
-            hint=f"grant {ROLES[verb]} on the bucket to the service account of this job",
-        ) from error
-    except google.auth.exceptions.DefaultCredentialsError as error:
-        raise ConfigError(
-            f"{uri}: no valid Google credentials were found",
-            hint="use workload identity, set GOOGLE_APPLICATION_CREDENTIALS, or run "
-            "`gcloud auth application-default login`",
-        ) from error
-    except (
-        api.RetryError,
-        api.ServerError,
-        api.TooManyRequests,
-        DataCorruption,
-        google.auth.exceptions.GoogleAuthError,
-        requests.RequestException,
-        ConnectionError,
-        TimeoutError,
-    ) as error:
-        raise UnavailableError(
-            f"{uri}: storage is out: {error}", hint="the same command may work later"
-        ) from error
-    except api.ClientError as error:
-        raise _refused(uri, verb, error) from error
-
-
-def _refused(uri: str, verb: str, error: api.ClientError) -> RegraftError:
-    if error.code == 408:  # a request time-out is a fault of the moment, the rest of 4xx are ours
-        return UnavailableError(f"{uri}: storage timed out", hint="the same command may work later")
-    return ConfigError(f"{uri}: storage refused to {verb} it: {error.message}")
+        return GcsStore(self._bucket, self._base + name, self._deadline)

@@ -7,10 +7,14 @@ accurate integer DCT is used: as fast as TensorFlow's default, and what other re
 An image that is resized anyway is decoded no larger than it need be: libjpeg computes 1/2, 1/4 or
 1/8 of the rows and columns, each pixel the average of those it stands for, in a fraction of the
 time. What that changes is measured in docs/decoding.md; `exact` leaves it out.
+
+What a file could cost is bounded before it is decoded: its bytes, its pixels (`max_pixels`), the
+scans of a JPEG, the frames of a GIF. docs/decoding.md has the limits and what they come to.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -22,16 +26,15 @@ import tensorflow as tf
 
 from job import exif
 from job.formats import (
-    ANIMATED_WEBP,
-    BAD_SIZE,
+    MAX_PIXELS,
     NOT_JPEG,
-    ODD_BMP,
     File,
     Format,
     Pixels,
     Size,
     all_picture,
     as_float,
+    max_bytes,
     read_head,
     require,
     require_size,
@@ -42,7 +45,15 @@ PREPROCESSING_VERSION = "2"
 
 _EMPTY = "empty file"
 _UNKNOWN = "not a JPEG, PNG, GIF, BMP or WebP image"
-_REASONS = (_EMPTY, _UNKNOWN, BAD_SIZE, ANIMATED_WEBP, ODD_BMP)
+
+# What `formats.require` says, with the parts of the reason in brackets.
+_REFUSED = re.compile(r"assertion failed: (\[.*\])")
+
+# A scan goes over all pixels of a progressive JPEG in a dozen bytes. Real files have 1 to 20, and
+# so many of MAX_PIXELS take 3 seconds; smaller pictures may have more of them.
+MAX_SCANS = 24
+# The most that are counted; a file of any size with so many is no photograph.
+_MANY_SCANS = 1000
 
 # What libjpeg can divide height and width by while it decodes, and TensorFlow lets it.
 _RATIOS = np.array([1, 2, 4, 8])
@@ -56,20 +67,20 @@ class UnreadableImage(Exception):
         self.reason = reason
 
 
-def decode(contents: tf.Tensor) -> tf.Tensor:
+def decode(contents: tf.Tensor, *, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
     """Decode one image file, a scalar string, to float32 [h,w,3] in [0,1], RGB, upright, in full.
 
-    Raises tf.errors.InvalidArgumentError for what is no image, is damaged, truncated or empty, or
-    claims no pixels or more than MAX_PIXELS.
+    Raises tf.errors.InvalidArgumentError for what is no image, is damaged, truncated or empty,
+    claims no pixels or more than `max_pixels`, or would take too long or too much memory.
     """
     with tf.device("CPU:0"):
-        pixels = _decode(contents, None)
+        pixels = _decode(contents, None, max_pixels)
         image = tf.cond(_is_float(pixels), lambda: pixels.floats, lambda: as_float(pixels.octets))
         return tf.ensure_shape(exif.upright(image, pixels.orientation), [None, None, 3])
 
 
 def resize(
-    image: tf.Tensor, size: Size, unfilled: tf.Tensor | tuple[float, float] = (0.0, 0.0)
+    image: tf.Tensor, size: Size | tf.Tensor, unfilled: tf.Tensor | tuple[float, float] = (0.0, 0.0)
 ) -> tf.Tensor:
     """Squash an image [h,w,3], float32 in [0,1] or uint8, to float32 [*size,3] in [0,1].
 
@@ -90,32 +101,47 @@ def resize(
     return tf.clip_by_value(out / 255.0 if image.dtype == tf.uint8 else out, 0.0, 1.0)
 
 
-def preprocess(contents: tf.Tensor, size: Size, *, exact: bool = False) -> tf.Tensor:
+def shrink(contents: bytes, side: int, *, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
+    """Decode one image file to float32 [h,w,3] in [0,1] with neither side above `side` pixels.
+
+    It is upright and keeps its proportions. Raises as `decode` does.
+    """
+    return _small_graph(side, max_pixels)(tf.constant(np.array(contents, object)))
+
+
+def preprocess(
+    contents: tf.Tensor, size: Size, *, exact: bool = False, max_pixels: int = MAX_PIXELS
+) -> tf.Tensor:
     """Decode one image file, a scalar string, and resize it to float32 [*size,3] in [0,1].
 
     A JPEG at least twice as high and as wide as `size` (height, width) is decoded at 1/2, 1/4 or
     1/8, the least that is not below `size`; `exact` decodes all of it. Raises as `decode` does.
     """
-    return _graph(tuple(size), exact)(tf.convert_to_tensor(contents))
+    return _graph(tuple(size), exact, max_pixels)(tf.convert_to_tensor(contents))
 
 
-def preprocess_batch(contents: tf.Tensor, size: Size, *, exact: bool = False) -> tf.Tensor:
+def preprocess_batch(
+    contents: tf.Tensor, size: Size, *, exact: bool = False, max_pixels: int = MAX_PIXELS
+) -> tf.Tensor:
     """Decode and resize image files, strings [n], to float32 [n,*size,3] in [0,1]; n may be 0.
 
     Each as by `preprocess`. Raises as `decode` does if any one of them is unreadable.
     """
     spec = tf.TensorSpec([*size, 3], tf.float32)
     with tf.device("CPU:0"):
-        return tf.map_fn(_graph(tuple(size), exact), contents, fn_output_signature=spec)
+        one = _graph(tuple(size), exact, max_pixels)
+        return tf.map_fn(one, contents, fn_output_signature=spec)
 
 
-def loader(size: Size, *, exact: bool = False) -> Callable[[bytes], npt.NDArray[np.float32]]:
+def loader(
+    size: Size, *, exact: bool = False, max_pixels: int = MAX_PIXELS
+) -> Callable[[bytes], npt.NDArray[np.float32]]:
     """Compile `preprocess`; the function returned maps a file's bytes to float32 [*size,3].
 
     It may be called from many threads; the work is done outside Python's lock. Raises
     UnreadableImage where `preprocess` raises InvalidArgumentError.
     """
-    graph = _graph(tuple(size), exact)
+    graph = _graph(tuple(size), exact, max_pixels)
 
     def load(contents: bytes) -> npt.NDArray[np.float32]:
         try:
@@ -130,13 +156,13 @@ def loader(size: Size, *, exact: bool = False) -> Callable[[bytes], npt.NDArray[
 
 
 @cache
-def _graph(size: Size, exact: bool) -> Any:
+def _graph(size: Size, exact: bool, max_pixels: int) -> Any:
     """Trace the one graph for a size, once a process: it takes longer than decoding 100 images."""
 
     def one(contents: tf.Tensor) -> tf.Tensor:
         # One device everywhere: a GPU rounds otherwise, and pixels must not depend on the machine.
         with tf.device("CPU:0"):
-            pixels = _decode(contents, None if exact else size)
+            pixels = _decode(contents, None if exact else size, max_pixels)
             turn = pixels.orientation
             stored = tf.where(turn >= 5, size[::-1], size)
             image = tf.cond(
@@ -146,20 +172,49 @@ def _graph(size: Size, exact: bool) -> Any:
             )
             return tf.ensure_shape(exif.upright(image, turn), [*size, 3])
 
+    return _compiled(one)
+
+
+@cache
+def _small_graph(side: int, max_pixels: int) -> Any:
+    """Trace what `shrink` does: a graph frees what it needs no more, and Python only at the end."""
+
+    def one(contents: tf.Tensor) -> tf.Tensor:
+        with tf.device("CPU:0"):
+            pixels = _decode(contents, (side, side), max_pixels)
+
+            def fitted(image: tf.Tensor) -> tf.Tensor:
+                stored = tf.cast(tf.shape(image)[:2], tf.float32)
+                scale = tf.minimum(1.0, side / tf.reduce_max(stored))
+                size = tf.maximum(1, tf.cast(tf.round(stored * scale), tf.int32))
+                return resize(image, size, pixels.unfilled)
+
+            image = tf.cond(
+                _is_float(pixels), lambda: fitted(pixels.floats), lambda: fitted(pixels.octets)
+            )
+            return exif.upright(image, pixels.orientation)
+
+    return _compiled(one)
+
+
+def _compiled(function: Callable[[tf.Tensor], tf.Tensor]) -> Any:
     # Traced where no graph is being built, so that it belongs to none.
     with tf.init_scope():
-        function = tf.function(one, autograph=False)
-        return function.get_concrete_function(tf.TensorSpec([], tf.string))
+        traced = tf.function(function, autograph=False)
+        return traced.get_concrete_function(tf.TensorSpec([], tf.string))
 
 
 def _is_float(pixels: Pixels) -> tf.Tensor:
     return tf.shape(pixels.floats)[0] > 0
 
 
-def _decode(contents: tf.Tensor, least: Size | None) -> Pixels:
+def _decode(contents: tf.Tensor, least: Size | None, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Tell the format and decode; a JPEG no larger than it takes to have `least` upright."""
-    contents = require(contents, tf.strings.length(contents) > 0, _EMPTY)
-    file = read_head(contents, least)
+    length, most = tf.strings.length(contents), max_bytes(max_pixels)
+    contents = require(contents, length > 0, _EMPTY)
+    said = ("a file of ", length, f" bytes, expected at most {most} (--max-pixels {max_pixels})")
+    contents = require(contents, length <= most, *said)
+    file = read_head(contents, least, max_pixels)
     start = file.bytes_[: _MAGIC.shape[1]]
     matches = tf.reduce_all(tf.equal(start, _MAGIC) | (_MAGIC < 0), axis=1)
     file = replace(file, contents=require(contents, tf.reduce_any(matches), _UNKNOWN))
@@ -171,7 +226,7 @@ def _decode(contents: tf.Tensor, least: Size | None) -> Pixels:
 
 def _jpeg(file: File) -> Pixels:
     size = tf.io.extract_jpeg_shape(file.contents, output_type=tf.int64)[:2]
-    contents = require_size(file.contents, size[0], size[1])
+    contents = _require_few_scans(require_size(file, size[0], size[1]), size[0] * size[1])
     turn = exif.orientation(contents)
 
     def decoded(ratio: int) -> tf.Tensor:
@@ -188,11 +243,23 @@ def _jpeg(file: File) -> Pixels:
     return all_picture(image)._replace(unfilled=unfilled, orientation=turn)
 
 
+def _require_few_scans(file: File, pixels: tf.Tensor) -> tf.Tensor:
+    """Return a JPEG's contents, or raise InvalidArgumentError if its scans would take too long."""
+    # A start of scan, 0xFFDA, has a length below 256. Chance has it once in 16 MB of anything else.
+    scan = tf.constant(b"\xff\xda\0")
+    pieces = tf.raw_ops.StringSplitV2(
+        input=tf.reshape(file.contents, [1]), sep=scan, maxsplit=_MANY_SCANS
+    )
+    scans = tf.size(pieces.values, tf.int64) - 1
+    most = tf.minimum(MAX_SCANS * file.max_pixels // tf.maximum(pixels, 1), _MANY_SCANS - 1)
+    said = (scans, " scans of ", pixels, " pixels, expected at most ", most)
+    return require(file.contents, scans <= most, *said)
+
+
 def _reason(contents: bytes, message: str) -> str:
     """Say in a few words why these bytes made TensorFlow raise `message`."""
-    for reason in _REASONS:
-        if reason in message:
-            return reason
+    if refused := _REFUSED.search(message):
+        return "".join(refused[1][1:-1].split("] ["))
     names = (f for f in _FORMATS if all(contents[at:].startswith(m) for at, m in f.magic))
     form = next(names)
     return f"{form.name} is {'damaged' if form.whole(contents) else 'truncated'}"

@@ -68,17 +68,17 @@ def write_manifest(
     labels = embeddings.index.labels
     _write_examples(folder / "examples.csv", embeddings)
     skipped = [{"name": item.name, "reason": item.reason} for item in embeddings.skipped]
-    digest = sha256(folder / "examples.csv")
-    data = {"uri": config.data, "digest": digest, "images": result.images, "skipped": skipped}
+    digest, options = sha256(folder / "examples.csv"), config.as_json()
+    data = {"uri": options["data"], "digest": digest, "images": result.images, "skipped": skipped}
     manifest = {
         "regraft": job.__version__,
         "inputs": {
             "digest": inputs_digest(config, labels, embeddings.checksums, backbone),
             "data": data,
-            "backbone": {"handle": config.backbone, "digest": backbone},
+            "backbone": {"handle": options["backbone"], "digest": backbone},
             "preprocessing": PREPROCESSING_VERSION,
         },
-        "configuration": config.as_json(),
+        "configuration": options,
         "packages": packages(),
         "labels": list(labels),
         "metrics": result.metrics,

@@ -8,27 +8,29 @@ other's half-made entries, and one that lost files since does not match its reco
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import http.client
+import io
 import json
 import os
 import shutil
-import socket
 import ssl
 import tempfile
 import time
 import urllib.error
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, url2pathname, urlopen
 
 from job import archives
 from job.errors import ConfigError, RegraftError, UnavailableError, brief
 from job.storage import download, open_store
+from job.vetting import vet_module
 
 RECORD = "files.json"
 MARKER = "regraft_digest.json"
@@ -48,7 +50,7 @@ def fetch_module(handle: str, cache_dir: Path) -> Path:
         ConfigError: the handle leads nowhere, or to something that is not a module.
         UnavailableError: the network or the storage is out.
     """
-    scheme = urlsplit(handle).scheme if "://" in handle else ""
+    scheme = _scheme(handle)
     if scheme in ("http", "https"):
         folder = _fetch_http(handle, Path(os.environ.get("TFHUB_CACHE_DIR") or cache_dir / "hub"))
     elif scheme == "gs":
@@ -58,11 +60,7 @@ def fetch_module(handle: str, cache_dir: Path) -> Path:
         if not path.is_file() or not path.name.endswith(archives.SUFFIXES):
             folder = path
         else:
-            data = path.read_bytes()
-            key = hashlib.sha256(data).hexdigest()[:32]
-            folder = cached(
-                cache_dir / "modules", key, lambda target: archives.unpack(data, target)
-            )
+            folder = _fetch_archive(path, cache_dir / "modules")
     else:
         raise ConfigError(
             f"no way to fetch {scheme}://",
@@ -81,8 +79,9 @@ def fetch_module(handle: str, cache_dir: Path) -> Path:
 def load_module(folder: Path) -> Any:
     """Load the module in `folder`, in TF2 SavedModel or TF1 Hub format.
 
-    Raises ConfigError when TensorFlow cannot load it.
+    Raises ConfigError when TensorFlow cannot load it, or when it does more than compute.
     """
+    vet_module(folder)
     try:
         return _hub().load(str(folder))
     except Exception as error:  # A damaged file surfaces as almost any type from the loader.
@@ -155,6 +154,16 @@ def _hub() -> Any:
         return tensorflow_hub
 
 
+def _scheme(handle: str) -> str:
+    try:
+        parts = urlsplit(handle if "://" in handle else "")
+        if parts.scheme in ("http", "https") and (parts.hostname is None or parts.port == 0):
+            raise ValueError("it names no server")
+        return parts.scheme
+    except ValueError as error:
+        raise ConfigError(str(error), hint="check the spelling of the URL") from error
+
+
 def _find(root: Path, key: str) -> Path | None:
     for entry in sorted(root.glob(f"{key}.*")):
         with contextlib.suppress(OSError, ValueError):
@@ -179,6 +188,13 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
+def _fetch_archive(path: Path, root: Path) -> Path:
+    with path.open("rb") as file:
+        key = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+        file.seek(0)
+        return cached(root, key, lambda target: archives.unpack(file, target))
+
+
 def _fetch_gs(handle: str, root: Path) -> Path:
     is_archive = handle.endswith(archives.SUFFIXES)
     uri, _, name = handle.rpartition("/") if is_archive else (handle.rstrip("/"), "", "")
@@ -191,7 +207,7 @@ def _fetch_gs(handle: str, root: Path) -> Path:
     def fill(target: Path) -> None:
         try:
             if is_archive:
-                archives.unpack(store.read(entries[0].name, entries[0]), target)
+                archives.unpack(io.BytesIO(store.read(entries[0].name, entries[0])), target)
             else:
                 download(store, entries, target)
         except FileNotFoundError as error:
@@ -213,41 +229,38 @@ def _fetch_http(handle: str, root: Path) -> Path:
     def fill(target: Path) -> None:
         # A cut connection looks like a broken archive, so that verdict takes two downloads.
         with contextlib.suppress(ConfigError):
-            return _resolve(handle, target)
-        return _resolve(handle, target)
+            return _download(handle, target)
+        shutil.rmtree(target, ignore_errors=True)
+        return _download(handle, target)
 
     return cached(root, hashlib.sha256(handle.encode()).hexdigest()[:32], fill)
 
 
-def _resolve(handle: str, target: Path) -> None:
-    """Download and unpack with TF Hub's resolver, in a private folder.
+def _download(handle: str, target: Path) -> None:
+    """Download and unpack an archive, asking for it as TF Hub's resolver does.
 
-    In a shared one it waits ten minutes for the lock that a killed process left behind.
+    That one has no limits of time and size, sends no password, breaks the signature of a signed URL
+    and waits ten minutes for the lock of a process that was killed.
     """
-    with tempfile.TemporaryDirectory(dir=target.parent) as private, _hub_settings(private):
+    parts = urlsplit(handle)
+    login, _, host = parts.netloc.rpartition("@")
+    query = parts.query
+    if not parts.path.endswith(archives.SUFFIXES):  # so a page of TF Hub
+        query = "&".join(filter(None, [query, "tf-hub-format=compressed"]))
+    request = Request(parts._replace(netloc=host, query=query, fragment="").geturl())  # noqa: S310
+    if login:
+        basic = base64.b64encode(unquote(login).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {basic}")
+    with tempfile.TemporaryFile(dir=target.parent) as file:
         try:
-            Path(_hub().resolve(handle)).rename(target)
+            with urlopen(request, timeout=NETWORK_TIMEOUT) as response:  # noqa: S310
+                archives.copy(response, file)
         except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
             raise _network_failure(error) from error
-        except (*archives.ERRORS, http.client.HTTPException) as error:
+        except (ValueError, http.client.HTTPException) as error:
             raise archives.broken_archive(error) from error
-
-
-@contextlib.contextmanager
-def _hub_settings(folder: str) -> Iterator[None]:
-    """Point TF Hub at `folder`, and give its requests, which have none, a time limit."""
-    wanted = {"TFHUB_CACHE_DIR": folder, "TFHUB_MODEL_LOAD_FORMAT": "COMPRESSED"}
-    before = {name: os.environ[name] for name in wanted if name in os.environ}
-    timeout = socket.getdefaulttimeout()
-    os.environ.update(wanted)
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(timeout)
-        for name in wanted:
-            del os.environ[name]
-        os.environ.update(before)
+        file.seek(0)
+        archives.unpack(file, target)
 
 
 def _network_failure(error: OSError) -> RegraftError:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-
 from job.backbone import resolve
 from job.config import RunConfig
 from job.progress import Progress
-from job.publish import publish
+from job.publish import move_channel, publish
 from job.release import confirm_serving, pass_gate, write_bundle
 from job.report import Facts
 from job.result import Result
@@ -25,8 +20,8 @@ from job.stages import (
     read_images,
     train,
 )
-from job.storage import check_writable, open_store
 from job.verifier import standby
+from job.workdir import work_folder
 
 
 def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
@@ -36,7 +31,7 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
     Raises the errors of `job.errors`; nothing new is in service then.
     """
     result.seconds = progress.seconds
-    with work_folder(config) as folder:
+    with work_folder(config.work_dir) as folder:
         plan = make_plan(config, progress, result)
         with progress.phase("backbone"):
             kept = config.work_dir or folder
@@ -46,6 +41,7 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
                 config, plan.data, plan.index, plan.serving, found.digest, cache
             )
             if same is not None:
+                move_channel(plan.models, same, forward=True)
                 result.finish("unchanged", plan.models.uri, same)
                 return None
             backbone = load_resolved(config, found, kept)
@@ -54,7 +50,7 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
             result.status = "embedded"
             return None
         embeddings = read_images(config, source, progress, result)
-        with standby(backbone.image_size, exact=config.exact_decode) as verifier:
+        with standby(backbone.image_size, config.exact_decode, config.max_pixels) as verifier:
             trained = train(config, embeddings, progress)
             facts = assess(config, source, embeddings, trained, progress, result)
             pass_gate(config, plan, facts, result)
@@ -68,12 +64,3 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
         confirm_serving(config, plan.models, version, goldens, progress)
     result.finish("published", plan.models.uri, version)
     return facts
-
-
-@contextlib.contextmanager
-def work_folder(config: RunConfig) -> Iterator[Path]:
-    """Give a folder of this run's own, in `--work-dir` if there is one; it goes with the run."""
-    if config.work_dir is not None:
-        check_writable(open_store(str(config.work_dir)))
-    with tempfile.TemporaryDirectory(prefix="regraft-", dir=config.work_dir) as temporary:
-        yield Path(temporary)

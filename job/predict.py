@@ -15,6 +15,7 @@ import tensorflow as tf
 from job.dataset import Example, Split, label_line, scan, splitter
 from job.errors import ConfigError, DataError, brief
 from job.evaluate import Report, evaluate
+from job.formats import MAX_PIXELS
 from job.head import Head
 from job.images import UnreadableImage, loader
 from job.publish import in_service, read_channels, read_listing
@@ -28,14 +29,15 @@ BATCH_SIZE = 32
 class Model:
     """A loaded version; `signatures` are the SavedModel's own, by name.
 
-    `loaded` is kept because the signatures' variables live only as long as it does. `exact` is how
-    it decodes JPEGs, as in `images.preprocess`.
+    `loaded` is kept because the signatures' variables live only as long as it does. `exact` and
+    `max_pixels` are how it decodes images, as in `images.preprocess`.
     """
 
     uri: str
     labels: tuple[str, ...]
     manifest: dict[str, Any]
     exact: bool
+    max_pixels: int
     signatures: dict[str, Any]
     loaded: Any
 
@@ -47,7 +49,7 @@ class Model:
 
     def loader(self) -> Callable[[bytes], np.ndarray]:
         """Give what decodes an image file as in training, see `images.loader`."""
-        return loader(self.image_size, exact=self.exact)
+        return loader(self.image_size, exact=self.exact, max_pixels=self.max_pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,11 @@ def load_model(uri: str) -> Model:
         try:
             labels = tuple((folder / "labels.txt").read_text("utf-8").splitlines())
             manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-            exact = bool(manifest["configuration"]["exact_decode"])
+            options = manifest["configuration"]
+            exact, max_pixels = (
+                bool(options["exact_decode"]),
+                int(options.get("max_pixels", MAX_PIXELS)),
+            )
             loaded = tf.saved_model.load(str(folder))
             signatures = {
                 name: loaded.signatures[name] for name in ("serving_default", "serve_bytes")
@@ -97,7 +103,7 @@ def load_model(uri: str) -> Model:
                 f"{place} is no whole version: {error}",
                 hint="give --model a folder that Regraft published",
             ) from error
-    return Model(place, labels, manifest, exact, signatures, loaded)
+    return Model(place, labels, manifest, exact, max_pixels, signatures, loaded)
 
 
 def read_head(version: Store) -> Head:

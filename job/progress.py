@@ -7,13 +7,13 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from job.guard import beat
+from job.redact import redact
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -136,7 +136,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["stack_trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return redact(json.dumps(line, default=str))
 
 
 class TextFormatter(logging.Formatter):
@@ -152,7 +152,7 @@ class TextFormatter(logging.Formatter):
             lines.append(doing)
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))
-        return "\n".join(lines)
+        return redact("\n".join(lines))
 
 
 def import_tensorflow() -> None:
@@ -167,7 +167,7 @@ def import_tensorflow() -> None:
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     sys.stderr.flush()
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as notes:
+    with os.fdopen(os.memfd_create("notes"), "w+b") as notes:
         os.dup2(notes.fileno(), 2)
         try:
             import tensorflow

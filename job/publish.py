@@ -132,15 +132,25 @@ def publish(
         version = _claim(models, run, time.time() if now is None else now)
         models.move_tree(staging, str(version), order=publishing_order)
         _compare(models, str(version), expected)
-    except BaseException:
-        # What is left is ours alone, and not good: the staging folder, and the number we claimed.
+    except Exception as error:
+        # What is left is ours alone: the staging folder, and the number we claimed. A version that
+        # is loadable may be in service by now, so it goes only when it is bad. After a signal all
+        # is left to the next run: a request of ours may be under way still.
         with contextlib.suppress(RegraftError, OSError):
             models.delete_tree(staging)
-            if version is not None:
+            if version is not None and not (_is_loadable(models, version) and _may_be_good(error)):
                 models.delete_tree(str(version), first=LAST_FILE)
         raise
     move_channel(models, version, forward=True)
     return version
+
+
+def _is_loadable(models: Store, version: int) -> bool:
+    return version in read_listing(models).versions
+
+
+def _may_be_good(error: Exception) -> bool:
+    return not isinstance(error, PublishError)
 
 
 def publishing_order(name: str) -> tuple[int, str]:

@@ -48,7 +48,13 @@ def write_bundle(
     bundle, labels = source.scratch / "bundle", embeddings.index.labels
     with progress.phase("export", len(EXPORTERS)) as advance:
         goldens = choose_goldens(source.plan, embeddings, facts)
-        classifier = Classifier(source.backbone, trained.head, labels, exact=config.exact_decode)
+        classifier = Classifier(
+            source.backbone,
+            trained.head,
+            labels,
+            exact=config.exact_decode,
+            max_pixels=config.max_pixels,
+        )
         export(classifier, bundle, advance=advance)
         write_warmup(bundle, goldens)
         write_report(bundle / "report", facts)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from job.errors import RegraftError
+from job.redact import redact
 
 # Kubernetes cuts a termination message at 4,096 bytes, which would leave half a JSON object.
 MAX_BYTES = 4096
@@ -68,7 +69,7 @@ class Result:
 def _shortened(value: Any, most: int) -> Any:
     """Cut lists and dicts to `most` items above 10, and strings to 300 characters when `most` is 0.
 
-    A list that is cut ends in a string that says by how many.
+    A list that is cut ends in a string that says by how many; no string has a secret in it.
     """
     if isinstance(value, list):
         if len(value) > max(most, 2):
@@ -77,6 +78,7 @@ def _shortened(value: Any, most: int) -> Any:
         return [_shortened(item, most) for item in value]
     if isinstance(value, dict):
         return {key: _shortened(item, most) for key, item in value.items()}
-    if isinstance(value, str) and most <= 3 and len(value) > 300:
-        return value[:300] + "..."
+    if isinstance(value, str):
+        value = redact(value)
+        return value[:300] + "..." if most <= 3 and len(value) > 300 else value
     return value

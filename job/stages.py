@@ -20,8 +20,10 @@ from job.gate import Comparison, Verdict, judge
 from job.head import Head
 from job.images import PREPROCESSING_VERSION
 from job.manifest import packages
+from job.memory import check_memory, memory_limit
 from job.progress import Progress, log
 from job.publish import next_version, read_listing
+from job.redact import redact
 from job.report import Facts
 from job.result import Result
 from job.service import (
@@ -68,6 +70,7 @@ class Trained:
 def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
     """Check all that can be checked before a backbone is loaded; `plan` ends here."""
     with progress.phase("index"):
+        check_memory(memory_limit())
         data = open_place(config, config.data)
         index = build_index(data, config.validation_percent, config.test_percent)
         models = open_place(config, config.models).child(config.name)
@@ -137,6 +140,7 @@ def embed_images(
             threads=config.fetch_threads,
             batch_size=config.batch_size,
             exact=config.exact_decode,
+            max_pixels=config.max_pixels,
             dtype=config.cache_dtype,
             cache=source.cache,
             scratch=source.scratch,
@@ -264,8 +268,8 @@ def pass_judgement(config: RunConfig, report: Report, comparison: Comparison | N
 def provenance(config: RunConfig, backbone: Backbone, trained: Trained) -> dict[str, str]:
     """Give what the report shows of where a model comes from."""
     return {
-        "data": config.data,
-        "backbone": backbone.handle,
+        "data": redact(config.data),
+        "backbone": redact(backbone.handle),
         "backbone digest": backbone.digest,
         "L2 penalty": f"{trained.fit.l2:.3g}",
         "split": f"{config.validation_percent:g} % validation, {config.test_percent:g} % test",

@@ -23,6 +23,17 @@ from urllib.parse import urlsplit
 import google_crc32c
 
 from job.errors import ConfigError, UnavailableError
+from job.guard import beat
+
+# What an operating system says for good, and what may help. Whatever else it says may pass.
+REFUSED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+FOR_GOOD = {
+    **dict.fromkeys(REFUSED, "check that user {user} may read and write there"),
+    errno.EROFS: "mount it for writing",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.ELOOP: "remove the link that leads back to itself",
+}
+LATER = "make room there, or mend the mount; then the same command may work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,8 @@ class Store(Protocol):
 def open_store(uri: str, *, connections: int = 32, deadline: float = 300.0) -> Store:
     """Open `gs://bucket/prefix`, `file:///path` or a path; nothing is read or made yet.
 
-    `connections` is how many requests to a bucket may be under way at once.
+    `connections` is how many requests to a bucket may be under way at once, `deadline` how many
+    seconds each of them is tried for before it is an UnavailableError.
 
     Raises ConfigError for another scheme or a URI without a bucket.
     """
@@ -102,7 +114,9 @@ def open_store(uri: str, *, connections: int = 32, deadline: float = 300.0) -> S
         # Imported here because the SDK takes a second that a local run need not pay.
         from job.gcs import GcsStore, open_bucket
 
-        return GcsStore(open_bucket(parts.netloc, connections), parts.path.strip("/"))
+        # Not urlsplit's path: `?` and `#` may be in a prefix.
+        bucket, _, prefix = uri.removeprefix("gs://").partition("/")
+        return GcsStore(open_bucket(bucket, connections), prefix.strip("/"), deadline)
     if parts.scheme == "file":
         return LocalStore(Path(parts.path))
     if "://" in uri:
@@ -125,13 +139,11 @@ def download(store: Store, entries: Iterable[Entry], folder: Path) -> None:
 
     Raises ConfigError for a name that leads outside, FileNotFoundError for an object that is gone.
     """
+    target = LocalStore(folder)
     for entry in entries:
-        target = folder / entry.name
-        if not target.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"{store.uri}: {entry.name!r} leads outside its folder")
+        target.path(entry.name)  # before it is fetched
         if not entry.name.endswith("/"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(store.read(entry.name, entry))
+            target.write(entry.name, store.read(entry.name, entry))
 
 
 def check_writable(store: Store) -> None:
@@ -142,7 +154,8 @@ def check_writable(store: Store) -> None:
     probe = f".regraft-probe-{uuid.uuid4().hex}"
     try:
         store.write(probe, b"", if_absent=True)
-    except FileNotFoundError as error:  # /proc and its like: folders in which nothing can be made
+    except (FileNotFoundError, FileExistsError) as error:
+        # /proc and its like, folders in which nothing can be made; or a file where one should be
         raise ConfigError(f"{store.uri} cannot be written to: {error.strerror}") from error
     store.delete(probe)
 
@@ -162,7 +175,9 @@ class LocalStore:
                 f"{self.uri} {found}, expected a folder", hint="check the path and the mount"
             )
         with self._translated():
-            yield from sorted(self._walk(self.root, "", prefix), key=lambda entry: entry.name)
+            entries = sorted(self._walk(self.root, "", prefix), key=lambda entry: entry.name)
+        beat()
+        yield from entries
 
     def _walk(self, folder: Path, base: str, prefix: str) -> Iterator[Entry]:
         empty = True
@@ -181,15 +196,20 @@ class LocalStore:
                 yield _described(base, folder.stat())
 
     def read(self, name: str, entry: Entry | None = None) -> bytes:
-        """Give the file's bytes; `entry` is not needed, a local file is read in one go."""
-        with self._translated():
-            return (self.root / name).read_bytes()
+        """Give the file's bytes; with its `entry`, only if it still is that very file."""
+        with self._translated(name), self.path(name).open("rb") as file:
+            data = file.read()
+            # Asked after reading, so that no half of what another program writes is believed.
+            if entry and _described(name, os.fstat(file.fileno())).generation != entry.generation:
+                raise FileNotFoundError(errno.ENOENT, "replaced since it was listed", name)
+        beat()
+        return data
 
     def write(self, name: str, data: bytes | Path, *, if_absent: bool = False) -> None:
         """Store bytes, or a local file's, by a rename (a link where `if_absent` is set)."""
-        target = self.root / name
+        target = self.path(name)
         temporary = target.with_name(f".{uuid.uuid4().hex}.part")
-        with self._translated():
+        with self._translated(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 temporary.write_bytes(data.read_bytes() if isinstance(data, Path) else data)
@@ -199,10 +219,11 @@ class LocalStore:
                     temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
+        beat()
 
     def replace(self, name: str, data: bytes, entry: Entry | None) -> None:
         """Compare and store under a lock that other processes on this machine respect."""
-        with self._translated():
+        with self._translated(name):
             self.root.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.root, os.O_RDONLY)
             try:
@@ -215,53 +236,58 @@ class LocalStore:
                 os.close(lock)
 
     def put_tree(self, folder: Path, name: str) -> None:
-        """Copy a folder."""
-        with self._translated():
-            shutil.copytree(folder, self.root / name)
+        """Copy a folder's files, one after the other."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.write(f"{name}/{path.relative_to(folder).as_posix()}", path, if_absent=True)
 
     def move_tree(self, source: str, target: str, *, order: Callable[[str], Any]) -> None:
         """Rename a folder: it appears whole, in one moment, so the order does not matter."""
-        with self._translated():
+        new = self.path(target)
+        with self._translated(target):
             # A rename onto an empty folder would succeed, so that is asked about first.
-            if (self.root / target).exists():
-                raise FileExistsError(errno.EEXIST, "exists", str(self.root / target))
-            (self.root / target).parent.mkdir(parents=True, exist_ok=True)
-            (self.root / source).rename(self.root / target)
+            if new.exists():
+                raise FileExistsError(errno.EEXIST, "exists", str(new))
+            new.parent.mkdir(parents=True, exist_ok=True)
+            self.path(source).rename(new)
 
     def delete_tree(self, name: str, *, first: str = "") -> None:
         """Rename a folder out of sight, then remove it: it vanishes in one moment."""
         # The folder stays for good: one that comes and goes is pulled from under other jobs.
         doomed = self.root / ".staging" / f"deleted-{uuid.uuid4().hex}"
-        with self._translated():
+        with self._translated(name):
             doomed.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
-                (self.root / name).rename(doomed)
+                self.path(name).rename(doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is fine."""
-        with self._translated():
-            (self.root / name).unlink(missing_ok=True)
+        with self._translated(name):
+            self.path(name).unlink(missing_ok=True)
 
     def child(self, name: str) -> LocalStore:
         """Give the store rooted at the subfolder `name`."""
-        return LocalStore(self.root / name)
+        return LocalStore(self.path(name))
+
+    def path(self, name: str) -> Path:
+        """Give the file that `name` stands for; raises ConfigError where that is outside."""
+        if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+            raise ConfigError(f"{self.uri}: {name!r} leads outside its folder")
+        return self.root / name
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, name: str = "") -> Iterator[None]:
         try:
             yield
         except (FileNotFoundError, FileExistsError):
             raise
-        except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
-            raise ConfigError(
-                f"{error.filename or self.uri}: {error.strerror}",
-                hint=f"check that user {os.getuid()} may read and write there",
-            ) from error
         except OSError as error:
-            # A read-only mount is for a person to mend; a full disk or a stale mount may pass.
-            kind = ConfigError if error.errno == errno.EROFS else UnavailableError
-            raise kind(f"{error.filename or self.uri}: {error.strerror}") from error
+            # The name that was asked for, not that of a temporary file.
+            where = self.root / name if name else error.filename or self.uri
+            hint = FOR_GOOD.get(error.errno or 0, LATER).format(user=os.getuid())
+            kind = ConfigError if error.errno in FOR_GOOD else UnavailableError
+            raise kind(f"{where}: {error.strerror}", hint=hint) from error
 
 
 def _described(name: str, stat: os.stat_result) -> Entry:

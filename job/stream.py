@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -9,16 +10,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from job.dataset import Example
 from job.images import UnreadableImage
-from job.storage import Store, crc32c
+from job.storage import Entry, Store, crc32c
 
 # Maps a file's bytes to pixels, float32 `[h,w,3]` in [0,1]; raises UnreadableImage.
 Decode = Callable[[bytes], np.ndarray]
+
+# Bytes of a file above which it is left alone, by its listing: no photograph has as many.
+LARGEST_FILE = 2**30
+
+# Bytes that files may hold between being fetched and being decoded, all threads together.
+IN_MEMORY = 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +40,12 @@ class Skipped:
 class Loaded:
     """One fetched file, the `place`-th of those asked for.
 
-    `digest` is the SHA-256 of its bytes in hexadecimal, `checksum` their CRC32C as `Entry` has it,
-    both empty where the object was gone. `pixels` are float32 `[h,w,3]` in [0,1]; where there are
-    none, `reason` says why, and is empty for a file that was not decoded because its content is
-    held already. `read_at` is when reading it began, in epoch seconds.
+    `example` is the one asked for; where its object was replaced since the listing, its entry is
+    that of the object which was read. `digest` is the SHA-256 of its bytes in hexadecimal,
+    `checksum` their CRC32C as `Entry` has it, both empty where the object was gone. `pixels` are
+    float32 `[h,w,3]` in [0,1]; where there are none, `reason` says why, and is empty for a file
+    that was not decoded because its content is held already. `read_at` is when reading it began, in
+    epoch seconds.
     """
 
     place: int
@@ -77,7 +86,9 @@ def load_batches(
     """Fetch and decode examples, in order; every batch but the last has `batch_size` readable ones.
 
     A file whose digest is `held` is not decoded. `advance` is told of every example. What is
-    fetched ahead is bounded: a batch and a round of threads. Raises what the store raises.
+    fetched ahead is bounded: a batch and a round of threads, and `IN_MEMORY` bytes not decoded yet
+    (or one file). An object that was replaced since it was listed is read as it is now. Raises what
+    the store raises; requests that are under way then are not waited for.
     """
     batch = Batch([], [])
     ahead = batch_size + threads
@@ -101,18 +112,19 @@ def _load_all(
     ahead: int,
 ) -> Iterator[Loaded]:
     """Fetch and decode in `threads`, in order, at most `ahead` files ahead."""
-    decode = _one_at_a_core(decode)
+    load = _Loader(store, _one_at_a_core(decode), held)
     pending: deque[Future[Loaded]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="load") as pool:
-        try:
-            for place, example in enumerate(examples):
-                pending.append(pool.submit(_load, store, place, example, decode, held))
-                if len(pending) == ahead:
-                    yield pending.popleft().result()
-            while pending:
+    # No `with`: leaving that would wait for what is under way.
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="load")
+    try:
+        for place, example in enumerate(examples):
+            pending.append(pool.submit(load, place, example))
+            if len(pending) == ahead:
                 yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _one_at_a_core(decode: Decode) -> Decode:
@@ -129,19 +141,73 @@ def _one_at_a_core(decode: Decode) -> Decode:
     return decode_in_turn
 
 
-def _load(
-    store: Store, place: int, example: Example, decode: Decode, held: Callable[[str], bool]
-) -> Loaded:
-    now = time.time()
-    try:
-        contents = store.read(example.name, example.entry)
-    except FileNotFoundError:
-        return Loaded(place, example, now, reason="removed or replaced since it was listed")
-    digest = hashlib.sha256(contents).hexdigest()
-    checksum = example.entry.crc32c or crc32c(contents)
-    if held(digest):
-        return Loaded(place, example, now, digest, checksum)
-    try:
-        return Loaded(place, example, now, digest, checksum, decode(contents))
-    except UnreadableImage as error:
-        return Loaded(place, example, now, digest, checksum, None, str(error))
+class _Room:
+    """So many bytes, shared by threads; what needs more than there are has all of it for itself."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._taken = 0
+        self._change = threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Take bytes while the block runs, once there is room for them."""
+        with self._change:
+            self._change.wait_for(lambda: not self._taken or self._taken + size <= self._size)
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._change:
+                self._taken -= size
+                self._change.notify_all()
+
+
+class _Loader:
+    """Fetches and decodes one file, in any thread."""
+
+    def __init__(self, store: Store, decode: Decode, held: Callable[[str], bool]) -> None:
+        self._store = store
+        self._decode = decode
+        self._held = held
+        self._room = _Room(IN_MEMORY)
+
+    def __call__(self, place: int, example: Example) -> Loaded:
+        loaded = self._load(place, example)
+        if loaded is not None:
+            return loaded
+        entry = self._listed_now(example.name)
+        if entry is None:
+            return _without(place, example, "removed since it was listed")
+        fresh = replace(example, entry=entry)
+        return self._load(place, fresh) or _without(place, fresh, "replaced while it was read")
+
+    def _load(self, place: int, example: Example) -> Loaded | None:
+        """Fetch and decode one file; None where its object is not there any more."""
+        now = time.time()
+        entry = example.entry
+        if entry.size > LARGEST_FILE:
+            found = f"{entry.size} bytes, expected at most {LARGEST_FILE}"
+            return Loaded(place, example, now, reason=found)
+        with self._room.hold(entry.size):
+            try:
+                contents = self._store.read(entry.name, entry)
+            except FileNotFoundError:
+                return None
+            digest = hashlib.sha256(contents).hexdigest()
+            checksum = entry.crc32c or crc32c(contents)
+            if self._held(digest):
+                return Loaded(place, example, now, digest, checksum)
+            try:
+                return Loaded(place, example, now, digest, checksum, self._decode(contents))
+            except UnreadableImage as error:
+                return Loaded(place, example, now, digest, checksum, None, str(error))
+
+    def _listed_now(self, name: str) -> Entry | None:
+        # Of the names that begin like this one, it is the first itself.
+        entry = next(iter(self._store.list(name)), None)
+        return entry if entry is not None and entry.name == name else None
+
+
+def _without(place: int, example: Example, reason: str) -> Loaded:
+    return Loaded(place, example, time.time(), reason=reason)

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import tensorflow as tf
 
-from job.images import decode, resize
+from job.images import shrink
 
 # The longer side in pixels: shown at about 130, so that sharp screens have some to spare.
 SIDE = 176
 
-# Reading waits for the store; decoding is done one at a time, a large photograph being 800 MB.
+# Reading waits for the store; decoding is done one at a time, as a large one takes 1 GB.
 _READERS = 8
 
 
@@ -43,12 +43,9 @@ def thumbnails(
 def _picture(contents: bytes) -> str | None:
     with tf.device("CPU:0"):
         try:
-            image = decode(tf.constant(contents))
+            image = shrink(contents, SIDE)
         except tf.errors.InvalidArgumentError:
             return None
-        height, width = image.shape[:2]
-        scale = min(1.0, SIDE / max(height, width))
-        small = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
-        pixels = tf.cast(tf.round(small * 255.0), tf.uint8)
+        pixels = tf.cast(tf.round(image * 255.0), tf.uint8)
         jpeg = tf.io.encode_jpeg(pixels, quality=80, optimize_size=True).numpy()
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from job.errors import PublishError
+from job.errors import ConfigError, PublishError
 from job.progress import import_tensorflow, set_up_logging
 
 # Reads the folder from its standard input; the last line that it prints is {"problems": [...]}.
@@ -33,7 +34,7 @@ class Verifier:
         """Check a version as `verify.find_problems` does.
 
         Raises PublishError with the problems, or when the process has crashed or takes longer than
-        `timeout` seconds.
+        `timeout` seconds, and ConfigError when it was killed.
         """
         hint = "nothing was published; run again, and report it if it happens again"
         asked = os.fsencode(folder.resolve()) + b"\n"
@@ -46,6 +47,12 @@ class Verifier:
         problems = _reported(output)
         if problems:
             raise PublishError(f"{folder}: the export is broken: {'; '.join(problems)}", hint=hint)
+        if self._process.returncode == -signal.SIGKILL:
+            raise ConfigError(
+                f"{folder}: the process that verifies the export was killed, most likely because "
+                "there was no memory left",
+                hint="raise resources.limits.memory; nothing was published",
+            )
         if problems is None or self._process.returncode:
             raise PublishError(
                 f"{folder}: the process that verifies the export ended with "
@@ -57,18 +64,18 @@ class Verifier:
 
 @contextlib.contextmanager
 def standby(
-    image_size: tuple[int, int], *, exact: bool, command: Sequence[str] = COMMAND
+    image_size: tuple[int, int], exact: bool, max_pixels: int, command: Sequence[str] = COMMAND
 ) -> Iterator[Verifier]:
     """Start a process that will check one version; it is gone when the context ends.
 
-    `image_size` and `exact`, as in `images.preprocess`, let it prepare for the images that it will
-    decode.
+    `image_size`, `exact` and `max_pixels`, as in `images.preprocess`, let it prepare for the images
+    that it will decode.
     """
     # Options of this run are not for that process, and this one holds all of a GPU's memory.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("REGRAFT_")}
     environment["CUDA_VISIBLE_DEVICES"] = "-1"
     process = subprocess.Popen(  # noqa: S603 - no shell, and a command of our own
-        [*command, *map(str, image_size), str(int(exact))],
+        [*command, *map(str, (*image_size, int(exact), max_pixels))],
         cwd=Path(__file__).parent.parent,  # where `-m job.verifier` is this very package
         env=environment,
         stdin=subprocess.PIPE,
@@ -88,7 +95,7 @@ def _reported(output: bytes) -> list[str] | None:
     return None
 
 
-def main(height: int, width: int, exact: bool) -> None:
+def main(height: int, width: int, exact: bool, max_pixels: int) -> None:
     """Get ready, wait for a folder on the standard input, and print what is wrong with it."""
     set_up_logging("json")
     import_tensorflow()
@@ -98,11 +105,12 @@ def main(height: int, width: int, exact: bool) -> None:
     from job.verify import find_problems
 
     # The first image takes a second, whichever it is: the graph is built and optimised.
-    loader((height, width), exact=exact)(tf.io.encode_jpeg(tf.zeros([8, 8, 3], tf.uint8)).numpy())
+    load = loader((height, width), exact=exact, max_pixels=max_pixels)
+    load(tf.io.encode_jpeg(tf.zeros([8, 8, 3], tf.uint8)).numpy())
     if asked := sys.stdin.buffer.readline():
         problems = find_problems(Path(os.fsdecode(asked.removesuffix(b"\n"))))
         print(json.dumps({"problems": problems}))  # noqa: T201 - the answer
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1")
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1", int(sys.argv[4]))

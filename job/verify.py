@@ -106,7 +106,7 @@ def find_problems(folder: Path) -> list[str]:
                     labels,
                     names,
                     contents,
-                    _decode(contents, size, manifest["configuration"]["exact_decode"]),
+                    _decode(contents, size, manifest["configuration"]),
                     predictions,
                     float(golden["tolerance"]),
                     golden.get("tflite_tolerance", {}),
@@ -140,9 +140,12 @@ def _image_size(folder: Path) -> tuple[int, int]:
     return shape.dim[1].size, shape.dim[2].size
 
 
-def _decode(contents: Sequence[bytes], size: tuple[int, int], exact: bool) -> np.ndarray:
+def _decode(
+    contents: Sequence[bytes], size: tuple[int, int], options: dict[str, Any]
+) -> np.ndarray:
     """Give the pixels that `serving_default` takes of each image, float32 `[n,h,w,3]` in [0,1]."""
-    load = loader(size, exact=exact)
+    exact, max_pixels = options["exact_decode"], options["max_pixels"]
+    load = loader(size, exact=exact, max_pixels=max_pixels)
     return np.stack([load(item) for item in contents])
 
 

@@ -82,4 +82,26 @@ code=$("${podman[@]}" inspect --format '{{.State.ExitCode}}' "$stopped")
 [ "$code" = 143 ] || { "${podman[@]}" logs "$stopped"; fail "exit code $code, expected 143"; }
 [ ! -e "$models/stopped" ] || [ -z "$(find "$models/stopped" -name saved_model.pb)" ] || fail 'published anyway'
 
+say 'A second SIGTERM ends process 1 at once, whatever it is doing'
+stopped=$("${podman[@]}" run --detach "${options[@]}" --env REGRAFT_NAME=stopped localhost/regraft)
+for _ in $(seq 60); do
+    "${podman[@]}" logs "$stopped" 2>&1 | grep -q embed && break
+    sleep 1
+done
+"${podman[@]}" kill --signal TERM "$stopped" >/dev/null
+"${podman[@]}" kill --signal TERM "$stopped" >/dev/null || true  # it may be gone by now
+code=$("${podman[@]}" wait "$stopped")
+[ "$code" = 143 ] || { "${podman[@]}" logs "$stopped"; fail "exit code $code, expected 143"; }
+
+say 'Too little memory, and a full disk: exit code 2, with what to do'
+for lack in '--memory 1g' '--tmpfs /work:size=100k'; do
+    code=0
+    # shellcheck disable=SC2086
+    "${podman[@]}" run --rm "${options[@]}" $lack --env REGRAFT_NAME=lacking localhost/regraft \
+        >"$models/lacking" 2>&1 || code=$?
+    tail -n 2 "$models/lacking"
+    [ "$code" = 2 ] || fail "$lack: exit code $code, expected 2"
+    grep -qE 'expected at least 2048 MiB|No space left|no room' "$models/lacking" || fail "$lack: not told"
+done
+
 say 'The image works'

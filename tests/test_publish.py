@@ -174,18 +174,28 @@ class Failing(LocalStore):
         (self.root / target / "stranger").write_bytes(b"x")
 
 
-@pytest.mark.parametrize("failure", [None, KeyboardInterrupt(), OSError("out")])
-def test_a_publication_that_fails_leaves_no_version(
-    tmp_path: Path, bundle: Path, failure: BaseException | None
-) -> None:
-    """Interrupted, failed, or not as sent when read back: nothing of it stays visible."""
+def test_a_version_that_is_not_as_sent_is_removed(tmp_path: Path, bundle: Path) -> None:
+    """Read back with a stranger's file in it: nothing of it stays visible."""
     (tmp_path / "m").mkdir()
     models = Failing(tmp_path / "m")
-    models.failure = failure
-    with pytest.raises(type(failure) if failure else PublishError):
+    with pytest.raises(PublishError):
         publish(bundle, models)
     assert names(models) == []
     assert len(read_listing(models).claims) == 1  # its number is not used again
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError("out")])
+def test_a_version_that_is_loadable_stays(
+    tmp_path: Path, bundle: Path, failure: BaseException
+) -> None:
+    """Interrupted or cut off once it is whole: a server may have loaded it by now."""
+    (tmp_path / "m").mkdir()
+    models = Failing(tmp_path / "m")
+    models.failure = failure
+    with pytest.raises(type(failure)):
+        publish(bundle, models)
+    (version,) = read_listing(models).versions
+    assert sorted(names(models.child(str(version)))) == sorted(FILES)
 
 
 def test_leftovers_of_dead_jobs_go_when_they_are_old(models: Store, bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -10,9 +11,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from job.errors import ConfigError, UnavailableError
-from job.storage import Entry, LocalStore, Store, check_writable, crc32c, open_store
+from job.storage import (
+    Entry,
+    LocalStore,
+    Store,
+    check_writable,
+    crc32c,
+    download,
+    open_store,
+)
 
 
 @pytest.fixture(params=["local", "gcs"])
@@ -113,7 +124,7 @@ def test_the_writable_check_leaves_nothing(store: Store) -> None:
 
 def test_gcs_listing_pins_generation_and_checksum(bucket: str) -> None:
     """A listing gives GCS's own CRC32C; bytes that do not match it are not believed."""
-    store = open_store(f"gs://{bucket}")
+    store = open_store(f"gs://{bucket}", deadline=1)
     store.write("x", b"content")
     (entry,) = store.list()
     assert entry.crc32c == crc32c(b"content")
@@ -145,15 +156,11 @@ def test_gcs_missing_bucket_says_so(gcs_server: str) -> None:
 
 
 def test_gcs_out_of_reach_is_retryable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that does not answer is an UnavailableError once the client's retries are over."""
-    from google.cloud.storage import retry
-
-    from job import gcs
-
+    """A server that does not answer is an UnavailableError once the deadline has passed."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
-    monkeypatch.setattr(gcs, "DEFAULT_RETRY", retry.DEFAULT_RETRY.with_timeout(0.5))
-    with pytest.raises(UnavailableError, match="storage is out"):
-        open_store("gs://bucket").delete("x")
+    with pytest.raises(UnavailableError, match=r"storage is out.*\d tries in \d s") as caught:
+        open_store("gs://bucket", deadline=0.5).delete("x")
+    assert "later" in caught.value.hint
 
 
 @contextmanager
@@ -201,6 +208,32 @@ def test_gcs_without_any_identity(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(ConfigError, match="no valid Google credentials") as caught:
         open_store("gs://bucket")
     assert "GOOGLE_APPLICATION_CREDENTIALS" in caught.value.hint
+
+
+def write_key(folder: Path, token_uri: str) -> Path:
+    """Write the key file of a service account whose tokens come from `token_uri`."""
+    key = rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    account = {"type": "service_account", "client_email": "job@project.iam", "project_id": "p"}
+    path = folder / "key.json"
+    path.write_text(json.dumps({**account, "private_key": key.decode(), "token_uri": token_uri}))
+    return path
+
+
+def test_gcs_tokens_that_are_refused_or_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A key that is not accepted is a matter of configuration, a token server that is out not."""
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    for status, kind in ((400, ConfigError), (503, UnavailableError)):
+        with answering(status) as url:
+            key = write_key(tmp_path, f"{url}/token")
+            monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
+            with pytest.raises(kind, match=r"credentials were refused|storage is out"):
+                list(open_store("gs://bucket", deadline=1).list())
 
 
 def test_gcs_no_permission_names_the_role(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,3 +317,102 @@ def test_local_place_where_nothing_can_be_made() -> None:
     """A virtual file system is no store."""
     with pytest.raises(ConfigError, match="/proc/regraft"):
         check_writable(LocalStore(Path("/proc/regraft")))
+
+
+def test_local_file_replaced_since_the_listing(tmp_path: Path) -> None:
+    """The listed file is what is read: another one of its name, or a changed one, is not it."""
+    store = LocalStore(tmp_path)
+    store.write("x", b"old")
+    (entry,) = store.list()
+    assert store.read("x", entry) == b"old"
+    store.write("x", b"new")
+    with pytest.raises(FileNotFoundError):
+        store.read("x", entry)
+    (entry,) = store.list()
+    with (tmp_path / "x").open("ab") as file:
+        file.write(b", half written")
+    with pytest.raises(FileNotFoundError):
+        store.read("x", entry)
+    assert store.read("x") == b"new, half written"
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"two\nlines.jpg", b"\x1b[31m.jpg", b" .jpg"])
+def test_local_names_of_any_bytes(name: bytes, tmp_path: Path) -> None:
+    """A name that is no UTF-8, or has control characters, is listed, read and deleted."""
+    (tmp_path / "label").mkdir()
+    (tmp_path / "label" / os.fsdecode(name)).write_bytes(b"1")
+    store = LocalStore(tmp_path)
+    (entry,) = store.list()
+    assert entry.name == f"label/{os.fsdecode(name)}"
+    assert store.read(entry.name, entry) == b"1"
+    store.delete(entry.name)
+    assert names(store) == ["label/"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "..", "a\0b"])
+def test_local_names_stay_inside(name: str, tmp_path: Path) -> None:
+    """A name that leads outside its store is refused by every verb."""
+    store = LocalStore(tmp_path / "store")
+    actions: list[Callable[[], object]] = [
+        lambda: store.read(name),
+        lambda: store.write(name, b""),
+        lambda: store.delete(name),
+        lambda: store.delete_tree(name),
+        lambda: store.move_tree("a", name, order=str),
+        lambda: store.child(name),
+    ]
+    for action in actions:
+        with pytest.raises(ConfigError, match="leads outside"):
+            action()
+    assert not (tmp_path / "x").exists()
+
+
+class Bucketlike(LocalStore):
+    """A folder whose objects have names that only an object store allows."""
+
+    def read(self, name: str, entry: Entry | None = None) -> bytes:
+        """Give the same for every name."""
+        return b"1"
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "/tmp/regraft-out"])  # noqa: S108
+def test_download_refuses_names_that_lead_outside(name: str, tmp_path: Path) -> None:
+    """An object's name is not trusted as a path: nothing appears beside the folder."""
+    entry = Entry(name, 1, 1)
+    with pytest.raises(ConfigError, match="leads outside"):
+        download(Bucketlike(tmp_path / "bucket"), [entry], tmp_path / "in")
+    assert not (tmp_path / "in" / name).exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_local_full_disk_names_the_file() -> None:
+    """A disk without room is an outage that a retry may find mended; the message says where."""
+    store = LocalStore(Path("/dev"))
+    with (
+        pytest.raises(UnavailableError, match=r"/dev/full: No space left") as caught,
+        store._translated("full"),
+        Path("/dev/full").open("wb", buffering=0) as file,
+    ):
+        file.write(b"1")
+    assert "make room" in caught.value.hint
+
+
+def test_local_name_too_long_is_for_good(tmp_path: Path) -> None:
+    """What no file can be called will not be called so by trying again."""
+    with pytest.raises(ConfigError, match="File name too long"):
+        LocalStore(tmp_path).write("x" * 300, b"1")
+
+
+def test_local_loop_of_links_is_for_good(tmp_path: Path) -> None:
+    """A link to itself is named, with what to do."""
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match="loop") as caught:
+        list(LocalStore(tmp_path).list())
+    assert "remove the link" in caught.value.hint
+
+
+def test_a_prefix_may_hold_what_urls_give_a_meaning(bucket: str) -> None:
+    """A question mark or a hash in a bucket's prefix is a part of it."""
+    store = open_store(f"gs://{bucket}/a?b#c")
+    store.write("x", b"1")
+    assert names(open_store(f"gs://{bucket}")) == ["a?b#c/x"]

@@ -19,8 +19,9 @@ from conftest import COLOURS, ROOT, jpeg
 from modules import write_pooling
 
 from job.backbone import load_backbone
-from job.errors import GateRejected, PublishError
+from job.errors import ConfigError, GateRejected, PublishError
 from job.export import Classifier, export
+from job.formats import MAX_PIXELS
 from job.head import Head
 from job.images import loader
 from job.seal import canonical, describe_files, seal
@@ -55,7 +56,7 @@ def write_manifest(folder: Path, golden: dict[str, Any]) -> None:
     """Write a manifest that fits the files as they are."""
     (folder / "manifest.json").unlink(missing_ok=True)
     manifest = {"labels": list(COLOURS), "golden": golden, "files": describe_files(folder)}
-    manifest["configuration"] = {"exact_decode": False}
+    manifest["configuration"] = {"exact_decode": False, "max_pixels": MAX_PIXELS}
     (folder / "manifest.json").write_text(canonical(seal(manifest)))
 
 
@@ -82,14 +83,14 @@ def python(code: str, *arguments: str) -> tuple[str, ...]:
 def test_nothing_is_found_in_a_sound_version(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process passes it, whatever the working folder is."""
     monkeypatch.chdir("/")
-    with standby(SIZE, exact=False) as verifier:
+    with standby(SIZE, False, MAX_PIXELS) as verifier:
         verifier.check(bundle)
 
 
 def test_what_is_broken_is_told(broken: Path) -> None:
     """The problems that the process finds are the message of a PublishError."""
     with (
-        standby(SIZE, exact=False) as verifier,
+        standby(SIZE, False, MAX_PIXELS) as verifier,
         pytest.raises(PublishError, match="serve_bytes at batch size 3 gives 'cyan'") as raised,
     ):
         verifier.check(broken)
@@ -108,7 +109,7 @@ import json, os
 seen = {k: v for k, v in os.environ.items() if k.startswith(("REGRAFT_", "CUDA_VISIBLE"))}
 print(json.dumps({"problems": [] if seen == {"CUDA_VISIBLE_DEVICES": "-1"} else [seen]}))
 """
-    with standby(SIZE, exact=False, command=python(code)) as verifier:
+    with standby(SIZE, False, MAX_PIXELS, command=python(code)) as verifier:
         verifier.check(tmp_path)
 
 
@@ -120,7 +121,7 @@ import json, os, sys
 asked = sys.stdin.buffer.readline()[:-1]
 print(json.dumps({"problems": [] if asked.endswith(b"/\\xff b\\xc3\\xa4r") else [repr(asked)]}))
 """
-    with standby(SIZE, exact=False, command=python(code)) as verifier:
+    with standby(SIZE, False, MAX_PIXELS, command=python(code)) as verifier:
         verifier.check(folder)
 
 
@@ -139,24 +140,26 @@ print(json.dumps({"problems": [] if asked.endswith(b"/\\xff b\\xc3\\xa4r") else 
 def test_a_crash_is_no_success(tmp_path: Path, code: str, said: str) -> None:
     """A process that dies, or says nothing of problems, refuses the version."""
     with (
-        standby(SIZE, exact=False, command=python(code)) as verifier,
+        standby(SIZE, False, MAX_PIXELS, command=python(code)) as verifier,
         pytest.raises(PublishError, match=said),
     ):
         verifier.check(tmp_path)
 
 
 def test_a_process_that_died_while_it_waited_is_reported(bundle: Path) -> None:
-    """Killed before it is asked, as for want of memory: the signal is named."""
-    with standby(SIZE, exact=False) as verifier:
+    """Killed before it is asked, as for want of memory: the configuration is to blame."""
+    with standby(SIZE, False, MAX_PIXELS) as verifier:
         process_of(verifier).kill()
         process_of(verifier).wait()
-        with pytest.raises(PublishError, match="ended with -9"):
+        with pytest.raises(ConfigError, match="killed, most likely because there was no memory"):
             verifier.check(bundle)
 
 
 def test_the_process_has_its_time(tmp_path: Path) -> None:
     """One that hangs is ended, and refuses the version."""
-    with standby(SIZE, exact=False, command=python("import time; time.sleep(60)")) as verifier:
+    with standby(
+        SIZE, False, MAX_PIXELS, command=python("import time; time.sleep(60)")
+    ) as verifier:
         with pytest.raises(PublishError, match=r"not verified within 0\.5 seconds"):
             verifier.check(tmp_path, timeout=0.5)
         started = time.monotonic()
@@ -166,7 +169,7 @@ def test_the_process_has_its_time(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_takes_the_process_with_it() -> None:
     """Refused by the gate, a run leaves no process behind, not even a dead one to be reaped."""
-    with pytest.raises(GateRejected), standby(SIZE, exact=False) as verifier:
+    with pytest.raises(GateRejected), standby(SIZE, False, MAX_PIXELS) as verifier:
         raise GateRejected("worse")
     assert process_of(verifier).returncode == -signal.SIGKILL
     with pytest.raises(ProcessLookupError):
@@ -186,7 +189,7 @@ def parent(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from job.verifier import standby
-with standby((32, 32), exact=False, command=[sys.executable, "-c", {WAITING!r}, {str(note)!r}]):
+with standby((32, 32), False, 2**26, command=[sys.executable, "-c", {WAITING!r}, {str(note)!r}]):
     time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -210,7 +213,7 @@ def test_a_killed_run_leaves_no_process(parent: tuple[subprocess.Popen[bytes], i
 def test_the_real_process_ends_with_its_input() -> None:
     """What is started for real ends quietly once nobody can ask it any more."""
     done = subprocess.run(
-        [sys.executable, "-m", "job.verifier", "32", "32", "0"],
+        [sys.executable, "-m", "job.verifier", "32", "32", "0", "1000000"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,

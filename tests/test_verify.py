@@ -71,7 +71,7 @@ def close(folder: Path, goldens: list[Golden], **changes: Any) -> Path:
     """Write a manifest that fits the files as they are; `changes` are to its keys."""
     (folder / "manifest.json").unlink(missing_ok=True)
     manifest = {"labels": list(LABELS), "golden": golden_record(goldens)}
-    manifest["configuration"] = {"exact_decode": False}
+    manifest["configuration"] = {"exact_decode": False, "max_pixels": 2**26}
     manifest |= {"files": describe_files(folder)} | changes
     (folder / "manifest.json").write_text(canonical(seal(manifest)))
     return folder
