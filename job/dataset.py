@@ -130,8 +130,9 @@ def _labels(uri: str, folders: dict[str, int]) -> tuple[str, ...]:
         )
     seen: dict[str, str] = {}
     for folder in folders:
+        _check_name(uri, folder)
         other = seen.setdefault(_likeness(folder), folder)
-        if other != folder or not label_line(folder):
+        if other != folder:
             raise DataError(
                 f"{uri}: the folders {_quoted([other, folder])} cannot be told apart in labels.txt",
                 hint="merge them, or give them names that differ in more than case and spaces",
@@ -142,6 +143,21 @@ def _labels(uri: str, folders: dict[str, int]) -> tuple[str, ...]:
             hint="a classifier needs something to tell apart; is --data one folder too deep?",
         )
     return tuple(sorted(label_line(folder) for folder in folders))
+
+
+def _check_name(uri: str, folder: str) -> None:
+    if not label_line(folder):
+        raise DataError(
+            f"{uri}: the folder {folder!r} has no name that can be seen",
+            hint="rename it; in a bucket, look for objects with two slashes in a row",
+        )
+    try:
+        folder.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{uri}: the name of the folder {folder!r} is not UTF-8, expected text for labels.txt",
+            hint="rename it",
+        ) from error
 
 
 def label_line(folder: str) -> str:

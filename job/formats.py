@@ -175,19 +175,11 @@ def _first_frame(file: File) -> tf.Tensor:
         head = tf.ensure_shape(tf.cast(data[at : at + 10], tf.int64), [10])
         frame, extension = tf.equal(head[0], 0x2C), tf.equal(head[0], 0x21)
         behind = tf.where(frame, at + 11 + _colours(head[9]), at + 2)
-        pixels = (head[5] + head[6] * 256) * (head[7] + head[8] * 256)
-        pixels = tf.where(frame, pixels, 0)
+        pixels = tf.where(frame, (head[5] + head[6] * 256) * (head[7] + head[8] * 256), 0)
         return tf.where(frame | extension, behind, size), pixels, tf.constant(True)
 
-    def blocks(at: tf.Tensor, pixels: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        # All programs write sub-blocks of one length, so a step takes as many as are alike.
-        step = tf.cast(data[at], tf.int32) + 1
-        alike = tf.equal(tf.cast(data[at : at + step * _RUN : step], tf.int32) + 1, step)
-        run = tf.reduce_sum(tf.math.cumprod(tf.cast(alike, tf.int32)))
-        return tf.where(step > 1, at + step * run, at + 1), pixels, step > 1
-
     def walk(at: tf.Tensor, pixels: tf.Tensor, inside: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        at, pixels, inside = tf.cond(inside, lambda: blocks(at, pixels), lambda: record(at))
+        at, pixels, inside = tf.cond(inside, lambda: _blocks(data, at, pixels), lambda: record(at))
         return tf.minimum(at, size), pixels, inside
 
     def more(at: tf.Tensor, pixels: tf.Tensor, inside: tf.Tensor) -> tf.Tensor:
@@ -203,6 +195,15 @@ def _first_frame(file: File) -> tf.Tensor:
     said = ("its first frame has ", pixels, " pixels, ", limit(file.max_pixels))
     contents = require(contents, pixels <= file.max_pixels, *said)
     return tf.strings.join([tf.strings.substr(contents, 0, at), b";"])
+
+
+def _blocks(data: tf.Tensor, at: tf.Tensor, pixels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Pass over sub-blocks: gives the place behind them, `pixels`, and whether more are to come."""
+    # All programs write sub-blocks of one length, so a step takes as many as are alike.
+    step = tf.cast(data[at], tf.int32) + 1
+    alike = tf.equal(tf.cast(data[at : at + step * _RUN : step], tf.int32) + 1, step)
+    run = tf.reduce_sum(tf.math.cumprod(tf.cast(alike, tf.int32)))
+    return tf.where(step > 1, at + step * run, at + 1), pixels, step > 1
 
 
 def _colours(packed: tf.Tensor) -> tf.Tensor:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from job.backbone import resolve
 from job.config import RunConfig
 from job.progress import Progress
-from job.publish import move_channel, publish
-from job.release import confirm_serving, pass_gate, write_bundle
+from job.publish import publish
+from job.release import confirm_serving, find_unchanged, pass_gate, write_bundle
 from job.report import Facts
 from job.result import Result
-from job.service import unchanged_version
 from job.stages import (
     Source,
     assess,
@@ -37,11 +36,8 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
             kept = config.work_dir or folder
             found = resolve(config.backbone, cache_dir=kept)
             cache = open_cache(config, found.digest, result)
-            same = unchanged_version(
-                config, plan.data, plan.index, plan.serving, found.digest, cache
-            )
+            same = find_unchanged(config, plan, found.digest, cache)
             if same is not None:
-                move_channel(plan.models, same, forward=True)
                 result.finish("unchanged", plan.models.uri, same)
                 return None
             backbone = load_resolved(config, found, kept)

@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from job.cache import EmbeddingCache
 from job.config import RunConfig
 from job.dataset import Split
 from job.embed import Embeddings
@@ -18,6 +19,7 @@ from job.progress import Progress, log
 from job.publish import PREVIOUS, move_channel, read_channels, read_listing
 from job.report import Facts, junit, markdown, write_report
 from job.result import Result
+from job.service import unchanged_version
 from job.serving import compare_answers, wait_available
 from job.stages import Plan, Source, Trained
 from job.storage import Store
@@ -26,6 +28,19 @@ from job.versions import withdraw
 
 # REST carries answers as decimal text.
 REST_TOLERANCE = 1e-4
+
+
+def find_unchanged(
+    config: RunConfig, plan: Plan, backbone: str, cache: EmbeddingCache | None
+) -> int | None:
+    """Give the version in service if a run would train it again; None otherwise.
+
+    A run that was killed right after it had published may have left `stable` behind.
+    """
+    same = unchanged_version(config, plan.data, plan.index, plan.serving, backbone, cache)
+    if same is not None:
+        move_channel(plan.models, same, forward=True)
+    return same
 
 
 def pass_gate(config: RunConfig, plan: Plan, facts: Facts, result: Result) -> None:
