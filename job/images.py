@@ -184,7 +184,7 @@ def _small_graph(side: int, max_pixels: int) -> Any:
             pixels = _decode(contents, (side, side), max_pixels)
 
             def fitted(image: tf.Tensor) -> tf.Tensor:
-                stored = tf.cast(tf.shape(image)[:2], tf.float32)
+                stored = tf.cast(tf.shape(image)[:2], tf.float32) - pixels.unfilled
                 scale = tf.minimum(1.0, side / tf.reduce_max(stored))
                 size = tf.maximum(1, tf.cast(tf.round(stored * scale), tf.int32))
                 return resize(image, size, pixels.unfilled)

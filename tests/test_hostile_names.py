@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -46,13 +47,16 @@ NAMES = [
     "line\u2028separator\u0085next",
     "decomposed e\u0301",
     "%2e%2e%2f..",
-    "..",
+    "a..b",
     "a{b}${c}$(d)",
 ]
-# What only a folder can hold, and what only a bucket can.
+# What only a folder can hold. A bucket has no line ends in its names; two slashes are among those
+# that it may have and that the server here makes one of.
 LOCAL_NAMES = [os.fsdecode(b"not \xff\xfe utf-8"), *NAMES]
-BUCKET_NAMES = ["a//b", "/led", "../../../../escaped", "a/../../../../escaped", "?x=1#y"]
-BUCKET_NAMES += [name for name in NAMES if "\n" not in name and "\r" not in name]
+BUCKET_NAMES = [name for name in NAMES if "\n" not in name and "\r" not in name]
+# Dot files are passed over, and all that lead elsewhere are among them.
+HIDDEN = ["..", ".hidden"]
+BUCKET_HIDDEN = [*HIDDEN, "../../escaped", "a/../../escaped"]
 
 # The label folders, by the colour that is in them.
 FOLDERS = {
@@ -89,26 +93,32 @@ class Markup(HTMLParser):
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Files by their names: `good` ones, `wrong` ones that have another label, `broken` ones."""
+    """Files by their names: `good` ones, `wrong` ones that have another label, `broken` ones.
+
+    `hidden` ones are passed over.
+    """
 
     good: dict[str, bytes]
     wrong: dict[str, bytes]
     broken: dict[str, bytes]
+    hidden: dict[str, bytes]
 
     @property
     def files(self) -> dict[str, bytes]:
         """All of them."""
-        return self.good | self.wrong | self.broken
+        return self.good | self.wrong | self.broken | self.hidden
 
 
-def hostile(names: Iterable[str]) -> Data:
+def hostile(names: Iterable[str], hidden: Iterable[str]) -> Data:
     """Put all names into each folder, besides 60 plain ones; the wrong ones are test images."""
-    data = Data({}, {}, {})
+    data = Data({}, {}, {}, {})
     split_of = splitter(10, 10)
     seeds = itertools.count()
     for colour, folder in FOLDERS.items():
         for number in range(60):
             data.good[f"{folder}/{number:03}.jpg"] = jpeg(COLOURS[colour], next(seeds), 16)
+        for name in hidden:
+            data.hidden[f"{folder}/{name} 1.jpg"] = jpeg(COLOURS[colour], next(seeds), 16)
         for name in names:
             data.broken[f"{folder}/{name} broken.jpg"] = b"<script>no image</script>"
             if colour == "cyan":
@@ -205,7 +215,9 @@ def check_report(ran: Ran, data: Data) -> None:
         assert shown(name) in page.text
     metrics = json.loads((ran.version / "report/metrics.json").read_text("utf-8"))
     assert {mistake["name"] for mistake in metrics["mistakes"]} >= set(data.wrong)
-    assert Markup(ran.summary).is_ours()
+    # Markdown shows `\<` as it is; a backslash before the backslash would undo that.
+    assert not re.search(r"(?<!\\)(\\\\)*<", ran.summary)
+    assert "<" in ran.summary
     cases = ET.fromstring(ran.junit).findall(".//testcase")  # noqa: S314 - our own file
     labels = {shown(label_line(folder)) for folder in FOLDERS.values()}
     assert {case.get("name") for case in cases} == {"all images", *labels}
@@ -215,7 +227,7 @@ def check_report(ran: Ran, data: Data) -> None:
 
 def test_a_folder_of_hostile_names(module: Path, tmp_path: Path) -> None:
     """Every name that a file system can hold is read rightly and harmless in all that comes out."""
-    data = hostile(LOCAL_NAMES)
+    data = hostile(LOCAL_NAMES, HIDDEN)
     place = tmp_path / "place"
     for name, contents in data.files.items():
         path = place / "data" / name
@@ -226,7 +238,7 @@ def test_a_folder_of_hostile_names(module: Path, tmp_path: Path) -> None:
 
 def test_a_bucket_of_hostile_names(bucket: str, module: Path, tmp_path: Path) -> None:
     """Names that lead elsewhere, were they paths, are names like all others in a bucket."""
-    data = hostile(BUCKET_NAMES)
+    data = hostile(BUCKET_NAMES, BUCKET_HIDDEN)
     store = open_store(f"gs://{bucket}/data")
     for name, contents in data.files.items():
         store.write(name, contents)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
+import malformed
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,6 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from job import exif, images
+from job.config import RunConfig
+from job.formats import MAX_PIXELS
 
 HEIGHT, WIDTH = 30, 40
 # Half an 8-bit step is 0.002: what is left is the rounding of float32.
@@ -418,6 +423,110 @@ def test_absurd_sizes_are_refused_from_the_header(side, load):
         ]
     said = f"the header claims {side}x{side} pixels, expected 1 to 67108864 (--max-pixels)"
     assert {reason(load, file) for file in files} == {said}
+
+
+def test_the_limit_of_pixels_is_that_of_the_command_line():
+    """The default of --max-pixels and of these functions, written in two places, is one number."""
+    (spec,) = (spec for spec in fields(RunConfig) if spec.name == "max_pixels")
+    assert spec.default == MAX_PIXELS
+
+
+# Opaque and of 8 bits; the others may have 3/8 of the pixels.
+PLAIN = ["jpeg-rgb", "jpeg-progressive", "png-rgb", "gif-animated", "bmp-palette", "webp-lossy"]
+COSTLY = ["png-rgba", "png-palette-alpha", "webp-lossless-alpha", "webp-lossy-alpha"]
+
+
+@pytest.mark.parametrize(("names", "share"), [(PLAIN, 1), (COSTLY, 3 / 8)])
+def test_no_more_pixels_are_decoded_than_allowed(names, share):
+    """At the limit every format is read, in training and in serving, and below it by neither."""
+    least = int(HEIGHT * WIDTH / share)
+    for max_pixels, is_read in ((least, True), (least - 1, False)):
+        load = images.loader((8, 6), max_pixels=max_pixels)
+        for name in names:
+            one = tf.constant([FILES[name]])
+            if is_read:
+                batch = images.preprocess_batch(one, (8, 6), max_pixels=max_pixels)
+                np.testing.assert_array_equal(batch[0], load(FILES[name]))
+                assert max(images.shrink(FILES[name], 9, max_pixels=max_pixels).shape) == 9
+                continue
+            assert "(--max-pixels)" in reason(load, FILES[name]).replace("3/8 of ", "")
+            for refuse in (
+                lambda one=one, most=max_pixels: images.preprocess_batch(
+                    one, (8, 6), max_pixels=most
+                ),
+                lambda one=one, most=max_pixels: images.decode(one[0], max_pixels=most),
+            ):
+                with pytest.raises(tf.errors.InvalidArgumentError, match="--max-pixels"):
+                    refuse()
+
+
+def test_sixteen_bits_are_refused_from_the_header(load):
+    """A 16-bit PNG of more pixels than fit into memory is refused before it is decoded."""
+    told = reason(load, malformed.png(8192, 3073, malformed.png_chunk(b"IDAT", b""), depth=16))
+    assert told.startswith("25174016 pixels, transparent or of 16 bits, expected at most 25165824")
+
+
+def test_a_file_of_too_many_bytes_is_refused():
+    """A file may have 4 bytes for every pixel allowed, and 16 MiB."""
+    load, most = images.loader((8, 6), max_pixels=2000), 4 * 2000 + 2**24
+    padded = FILES["jpeg-rgb"] + bytes(most - len(FILES["jpeg-rgb"]) - 2) + b"\xff\xd9"
+    assert load(padded).shape == (8, 6, 3)
+    said = f"a file of {most + 1} bytes, expected at most {most} (--max-pixels 2000)"
+    assert reason(load, padded + b"\0") == said
+
+
+def test_the_scans_of_a_jpeg_are_bounded():
+    """A progressive JPEG may have 24 scans at the most pixels, more of fewer, never a thousand."""
+    load = images.loader((8, 6), max_pixels=2**12)
+    for side, scans in ((64, 24), (32, 96), (8, 999)):
+        file = malformed.progressive_jpeg(side, side, scans)
+        said = f"{scans + 1} scans of {side**2} pixels, expected at most {scans}"
+        assert reason(load, file) == said
+        assert load(malformed.progressive_jpeg(side, side, scans - 1)).shape == (8, 6, 3)
+
+
+def test_nothing_behind_the_first_frame_of_a_gif_is_decoded(load):
+    """An animated GIF gives the pixels of its first frame, whatever comes after it."""
+    first = load(FILES["gif"])
+    at = FILES["gif"].rindex(b";")
+    np.testing.assert_array_equal(load(FILES["gif"][:at] + b"," + b"\xff" * 99 + b";"), first)
+    np.testing.assert_array_equal(load(FILES["gif"][:at] + malformed.HTML), first)
+    np.testing.assert_array_equal(load(FILES["gif-animated"]), first)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(1, 255), min_size=1, max_size=9), comments=st.integers(0, 3))
+def test_a_gif_in_any_pieces_is_the_same_picture(load, lengths, comments):
+    """However an encoder cuts its data into sub-blocks, and whatever it says before, it is read."""
+    file = FILES["gif"]
+    start = file.index(b",\0\0\0\0")
+    data, at = b"", start + 11 + (3 << (file[start + 9] % 8 + 1) if file[start + 9] > 127 else 0)
+    behind = at
+    while file[behind]:
+        data += file[behind + 1 : behind + 1 + file[behind]]
+        behind += 1 + file[behind]
+    pieces, place = b"", 0
+    for length in itertools.cycle(lengths):
+        piece = data[place : place + length]
+        pieces += bytes([len(piece)]) + piece
+        if not piece:
+            break
+        place += length
+    said = b"!\xfe\x03abc\x01;\0" * comments
+    other = file[:start] + said + file[start:at] + pieces + b";"
+    np.testing.assert_array_equal(load(other), load(file))
+
+
+@pytest.mark.parametrize("name", ["png-rgb", "png-rgba", "gif", "jpeg-rgb", "webp-lossless-alpha"])
+@pytest.mark.parametrize("side", [7, 500])
+def test_a_small_picture_is_what_resizing_gives(name, side):
+    """`shrink` gives `resize` of `decode`, in proportion and never larger than the picture is."""
+    full = images.decode(FILES[name])
+    size = (round(HEIGHT * 7 / WIDTH), 7) if side == 7 else (HEIGHT, WIDTH)
+    small = images.shrink(FILES[name], side)
+    # A JPEG is decoded at a part of its size, each pixel the mean of those it stands for.
+    atol = 0.06 if name == "jpeg-rgb" and side == 7 else EXACT
+    np.testing.assert_allclose(small, images.resize(full, size), atol=atol)
 
 
 def test_a_jpeg_of_no_width_is_refused(load):
