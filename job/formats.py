@@ -263,8 +263,8 @@ def _on_white(file: File, image: tf.Tensor, full: tf.Tensor) -> Pixels:
 
     def blended() -> Pixels:
         with tf.control_dependencies([_require_room(file, tf.size(image, tf.int64) // 4, False)]):
-            cover = as_float(image[:, :, 3:])
-        return all_picture(tf.minimum(as_float(image[:, :, :3]) * cover + (1.0 - cover), 1.0))
+            colour, cover = as_float(image[:, :, :3]), as_float(image[:, :, 3:])
+        return all_picture(tf.minimum(colour * cover + (1.0 - cover), 1.0))
 
     clear = tf.equal(image[:, :, 3:], tf.cast(full, image.dtype))
     pixels: Pixels = tf.cond(tf.reduce_all(clear), opaque, blended)

@@ -99,7 +99,8 @@ def _write_examples(path: Path, embeddings: Embeddings) -> None:
     labels = embeddings.index.labels
     # Names are bytes to an object store; one that is no Unicode is shown escaped, not lost.
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
+        # RFC 4180's line ends, because Python quotes only those that it writes itself.
+        rows = csv.writer(file, lineterminator="\r\n")
         rows.writerow(["name", "label", "split", "sha256"])
         for example, digest in zip(embeddings.index.examples, embeddings.digests, strict=True):
             rows.writerow([example.name, labels[example.class_index], example.split, digest])

@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
 from job import archives
+from job.documents import parse_object
 from job.errors import ConfigError, RegraftError, UnavailableError, brief
 from job.storage import download, open_store
 from job.vetting import vet_module
@@ -104,7 +105,7 @@ def module_digest(folder: Path) -> str:
     }
     content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        marker = json.loads((folder / MARKER).read_text())
+        marker = parse_object((folder / MARKER).read_bytes())
         if marker["content"] == content:
             return str(marker["digest"])
     return content
@@ -167,7 +168,7 @@ def _scheme(handle: str) -> str:
 def _find(root: Path, key: str) -> Path | None:
     for entry in sorted(root.glob(f"{key}.*")):
         with contextlib.suppress(OSError, ValueError):
-            if json.loads((entry / RECORD).read_text()) == _sizes(entry / "module"):
+            if parse_object((entry / RECORD).read_bytes()) == _sizes(entry / "module"):
                 return entry / "module"
         # It appeared complete, so it has been damaged since and is of no use to anyone.
         shutil.rmtree(entry, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from job.dataset import Example, Split, label_line, scan, splitter
+from job.documents import parse_object
 from job.errors import ConfigError, DataError, brief
 from job.evaluate import Report, evaluate
 from job.formats import MAX_PIXELS
@@ -88,7 +88,7 @@ def load_model(uri: str) -> Model:
         place, folder = fetch_version(uri, Path(temporary))
         try:
             labels = tuple((folder / "labels.txt").read_text("utf-8").splitlines())
-            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+            manifest = parse_object((folder / "manifest.json").read_bytes())
             options = manifest["configuration"]
             exact, max_pixels = (
                 bool(options["exact_decode"]),
@@ -98,7 +98,7 @@ def load_model(uri: str) -> Model:
             signatures = {
                 name: loaded.signatures[name] for name in ("serving_default", "serve_bytes")
             }
-        except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+        except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
             raise ConfigError(
                 f"{place} is no whole version: {error}",
                 hint="give --model a folder that Regraft published",

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from job.documents import parse_object
 from job.errors import ConfigError, PublishError, RegraftError
 from job.storage import Entry, Store, crc32c
 
@@ -235,8 +236,10 @@ def _read_channels(models: Store) -> tuple[dict[str, int], Entry | None]:
     if entry is None:
         return {}, None
     try:
-        channels = {str(k): int(v) for k, v in json.loads(models.read(CHANNELS, entry)).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        channels = parse_object(models.read(CHANNELS, entry))
+        if wrong := {k: v for k, v in channels.items() if type(v) is not int}:
+            raise ValueError(f"{wrong} names no version")
+    except ValueError as error:
         raise ConfigError(
             f"{models.uri}/{CHANNELS} is damaged: {error}",
             hint='expected {"stable": VERSION, "previous": VERSION}; mend or remove it',

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from job.documents import parse_object
+
 MANIFEST = "manifest.json"
 
 
@@ -53,8 +55,8 @@ def file_problems(folder: Path) -> list[str]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read a sealed manifest with its `files`; OSError or ValueError when it is not that."""
     contents = (folder / MANIFEST).read_bytes()
-    manifest = json.loads(contents)
-    if not isinstance(manifest, dict) or canonical(manifest).encode() != contents:
+    manifest = parse_object(contents)
+    if canonical(manifest).encode() != contents:
         raise ValueError("it is not in the form in which it is written, so it was changed")
     found, expected = manifest.get("digest"), seal(manifest)["digest"]
     if found != expected:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from job.cache import EmbeddingCache
 from job.config import RunConfig
 from job.dataset import Example, Index
+from job.documents import parse_object
 from job.errors import ConfigError, PublishError
 from job.gate import Comparison, compare
 from job.images import PREPROCESSING_VERSION
@@ -55,7 +55,7 @@ def read_in_service(models: Store, listing: Listing) -> InService | None:
 
 def _inputs(models: Store, folder: str) -> str:
     try:
-        manifest = json.loads(models.read(f"{folder}/manifest.json"))
+        manifest = parse_object(models.read(f"{folder}/manifest.json"))
         return str(manifest["inputs"]["digest"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return ""
@@ -174,7 +174,7 @@ def compare_with_service(
 def _ask_head(config: RunConfig, version: Store, tested: Answered) -> _Guesses | None:
     """Apply a version's head to the embeddings; None unless they are what its backbone gives."""
     try:
-        manifest = json.loads(version.read("manifest.json"))
+        manifest = parse_object(version.read("manifest.json"))
         inputs, options, names = (manifest[k] for k in ("inputs", "configuration", "labels"))
         same = (
             inputs["backbone"]["digest"] == tested.backbone

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from job.documents import parse_object
 from job.errors import ConfigError, PublishError, UnavailableError
 
 if TYPE_CHECKING:  # that module is about TensorFlow, this one needs none
@@ -186,9 +187,8 @@ def _ask(url: str, body: dict[str, Any] | None = None, *, timeout: float) -> _An
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UnavailableError(f"{url} cannot be reached: {error}") from error
     try:
-        content = json.loads(text)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise UnavailableError(f"{url} is no TensorFlow Serving: HTTP {code} without a JSON object")
-    return _Answer(code, content)
+        return _Answer(code, parse_object(text))
+    except ValueError as error:
+        raise UnavailableError(
+            f"{url} is no TensorFlow Serving: HTTP {code} without a JSON object"
+        ) from error

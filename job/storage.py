@@ -156,7 +156,8 @@ def check_writable(store: Store) -> None:
         store.write(probe, b"", if_absent=True)
     except (FileNotFoundError, FileExistsError) as error:
         # /proc and its like, folders in which nothing can be made; or a file where one should be
-        raise ConfigError(f"{store.uri} cannot be written to: {error.strerror}") from error
+        what = f"{store.uri} cannot be written to: {error.strerror}"
+        raise ConfigError(what, hint="give a folder, or a path where one can be made") from error
     store.delete(probe)
 
 
@@ -295,5 +296,4 @@ def _described(name: str, stat: os.stat_result) -> Entry:
     # The time of the last change of the inode cannot be set back, as an unpacked archive sets the
     # other one.
     generation = (stat.st_mtime_ns << 84) ^ (stat.st_ctime_ns << 20) ^ stat.st_ino
-    size = 0 if name.endswith("/") else stat.st_size
-    return Entry(name, size, generation, modified=stat.st_mtime)
+    return Entry(name, 0 if name[-1:] == "/" else stat.st_size, generation, modified=stat.st_mtime)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
+from job.documents import parse_object
 from job.errors import ConfigError, PublishError
 from job.publish import (
     LAST_FILE,
@@ -61,7 +61,7 @@ def _accuracy(models: Store, version: int, state: str) -> float | None:
         return None
     folder = f".withdrawn/{version}" if state == "withdrawn" else str(version)
     try:
-        manifest = json.loads(models.read(f"{folder}/manifest.json"))
+        manifest = parse_object(models.read(f"{folder}/manifest.json"))
         return float(manifest["metrics"]["test_accuracy"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

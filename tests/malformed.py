@@ -250,7 +250,7 @@ def _bombs() -> Iterator[Case]:
     yield Case("bomb-png-larger", png(8193, 8192, data), False)
     yield Case("bomb-png-16-bit", png(8192, 3072, depth=16, colour=6), True)
     yield Case("bomb-png-16-bit-larger", png(8192, 3073, data, depth=16, colour=6), False)
-    yield Case("bomb-png-clear-larger", png(8192, 3073, colour=6), False)
+    yield Case("bomb-png-clear-larger", png(8192, 8192, colour=6), False)
     yield Case("bomb-gif-frames", gif(100_000, 1, 1), True)
     yield Case("bomb-gif-large-frames", gif(200, 2000, 2000), True)
     yield Case("bomb-gif-hidden", gif(1, 16000, 16000, (9, 9)), False)

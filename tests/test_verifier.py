@@ -31,7 +31,7 @@ from job.verify import Golden, golden_record, write_warmup
 SIZE = (32, 32)
 
 # Says where its process is, then waits as the real one does.
-WAITING = "import os, sys; print(os.getpid(), file=open(sys.argv[-4], 'w')); sys.stdin.readline()"
+WAITING = "import os, sys; print(os.getpid(), file=open(sys.argv[1], 'w')); sys.stdin.readline()"
 
 
 @pytest.fixture(scope="module")
