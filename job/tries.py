@@ -61,10 +61,6 @@ PASSING = (
 _out: set[str] = set()
 
 
-# Enough threads that one which is stuck does not keep the requests of a job on its way out.
-_others = ThreadPoolExecutor(4, thread_name_prefix="storage")
-
-
 @dataclass(frozen=True, slots=True)
 class Try:
     """One try of a request: its number, from 1 on, and its (connect, read) time-outs in seconds."""
@@ -113,9 +109,13 @@ def _aside(request: Callable[[], T]) -> T:
     A signal's exception in the main thread may arrive right after a lock of the connection pool was
     taken, which would then never be given back. A wait for another thread can be left.
     """
-    if threading.current_thread() is threading.main_thread():
-        return _others.submit(request).result()
-    return request()
+    if threading.current_thread() is not threading.main_thread():
+        return request()
+    # A thread for each: one that is stuck keeps no later request, and a forked process has none.
+    pool = ThreadPoolExecutor(1, thread_name_prefix="storage")
+    answer = pool.submit(request)
+    pool.shutdown(wait=False)
+    return answer.result()
 
 
 def _may_pass(error: Exception) -> bool:
