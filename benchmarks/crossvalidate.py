@@ -25,8 +25,8 @@ from job.config import DEFAULT_BACKBONE
 from job.dataset import build_index
 from job.embed import embed
 from job.evaluate import wilson
-from job.fit import fit
 from job.images import loader
+from job.lbfgs import fit
 from job.storage import open_store
 
 

@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from job.cache import EmbeddingCache, space_name
 from job.catalogue import Known
 from job.dataset import Split, build_index
-from job.fit import fit
+from job.fit import Session
+from job.lbfgs import fit
 from job.storage import Entry, open_store
 
 LIMIT_GIB = 12
@@ -183,7 +184,7 @@ def job(size: int, work: Path) -> dict[str, object]:
     ]
     penalties: list[int] = []
     with meter.step("fit"):
-        fitted = fit(pairs[0], pairs[1], LABELS, advance=penalties.append)
+        fitted = fit(pairs[0], pairs[1], LABELS, session=Session(penalties.append))
     right = fitted.head.logits(pairs[2][0]).argmax(axis=1) == pairs[2][1]
     return {
         "steps": meter.steps,

@@ -35,12 +35,20 @@ class Head:
         divisor = np.float32(temperature)
         return Head(self.kernel / divisor, self.bias / divisor)
 
-    def log_loss(self, features: np.ndarray, classes: np.ndarray) -> float:
-        """Give the mean of -log p(true class) in nats, for class indices int `[n]`."""
-        total = 0.0
+    def log_loss(
+        self, features: np.ndarray, classes: np.ndarray, *, balanced: bool = False
+    ) -> float:
+        """Give the mean of -log p(true class) in nats, for class indices int `[n]`.
+
+        With `balanced` it is the mean over the classes that occur of the mean over their examples.
+        """
+        totals = np.zeros(len(self.bias))
         for start in range(0, len(classes), ROWS):
             block = slice(start, start + ROWS)
             logits = features[block].astype(np.float64) @ self.kernel + self.bias
             true = np.arange(len(logits)), classes[block]
-            total -= float(log_softmax(logits, axis=1)[true].sum())
-        return total / len(classes)
+            np.subtract.at(totals, classes[block], log_softmax(logits, axis=1)[true])
+        if not balanced:
+            return float(totals.sum()) / len(classes)
+        counts = np.bincount(classes, minlength=len(totals))
+        return float((totals[counts > 0] / counts[counts > 0]).mean())

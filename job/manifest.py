@@ -20,10 +20,11 @@ from job.seal import canonical, describe_files, seal, sha256
 
 PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "scipy", "google-cloud-storage")
 
-# The options that change what is trained; the others say where it goes and what may pass.
+# The options that change what is trained, beside those of the solver; the others say where it goes
+# and what may pass.
 TRAINING_OPTIONS = (
-    "validation_percent", "test_percent", "max_skipped", "l2",
-    "image_size", "exact_decode", "max_pixels", "cache_dtype",
+    "validation_percent", "test_percent", "max_skipped", "image_size", "exact_decode", "max_pixels",
+    "cache_dtype",
 )  # fmt: skip
 
 
@@ -42,6 +43,7 @@ def inputs_digest(
         "regraft": job.__version__,
         "preprocessing": PREPROCESSING_VERSION,
         "options": {name: getattr(config, name) for name in TRAINING_OPTIONS},
+        "fit": config.decisions(),
         "labels": labels,
         "files": sorted(checksums.items()),
         "backbone": backbone,
@@ -56,6 +58,7 @@ def write_manifest(
     backbone: str,
     result: Result,
     *,
+    features: str,
     temperature: float,
     golden: dict[str, Any],
 ) -> None:
@@ -63,30 +66,42 @@ def write_manifest(
 
     `examples.csv` has a row an image: name, label, split and SHA-256. The manifest holds the
     digest of that file, so the two together pin every input. `backbone` is the backbone's digest,
-    `golden` what the trained model answered to the images in the warm-up records.
+    `features` that of the one inside, which fine-tuning changes; `golden` is what the trained model
+    answered to the images in the warm-up records.
     """
-    labels = embeddings.index.labels
     _write_examples(folder / "examples.csv", embeddings)
-    skipped = [{"name": item.name, "reason": item.reason} for item in embeddings.skipped]
-    digest, options = sha256(folder / "examples.csv"), config.as_json()
-    data = {"uri": options["data"], "digest": digest, "images": result.images, "skipped": skipped}
     manifest = {
         "regraft": job.__version__,
-        "inputs": {
-            "digest": inputs_digest(config, labels, embeddings.checksums, backbone),
-            "data": data,
-            "backbone": {"handle": options["backbone"], "digest": backbone},
-            "preprocessing": PREPROCESSING_VERSION,
-        },
-        "configuration": options,
+        "inputs": _inputs(config, embeddings, backbone, result, sha256(folder / "examples.csv")),
+        "features": features,
+        "configuration": config.as_json(),
         "packages": packages(),
-        "labels": list(labels),
+        "labels": list(embeddings.index.labels),
         "metrics": result.metrics,
         "temperature": temperature,
         "golden": golden,
         "files": describe_files(folder),
     }
     (folder / "manifest.json").write_text(canonical(seal(manifest)), "utf-8")
+
+
+def _inputs(
+    config: RunConfig, embeddings: Embeddings, backbone: str, result: Result, examples: str
+) -> dict[str, Any]:
+    """Give what a version was made from; `examples` is the digest of its `examples.csv`."""
+    options, labels = config.as_json(), embeddings.index.labels
+    skipped = [{"name": item.name, "reason": item.reason} for item in embeddings.skipped]
+    return {
+        "digest": inputs_digest(config, labels, embeddings.checksums, backbone),
+        "data": {
+            "uri": options["data"],
+            "digest": examples,
+            "images": result.images,
+            "skipped": skipped,
+        },
+        "backbone": {"handle": options["backbone"], "digest": backbone},
+        "preprocessing": PREPROCESSING_VERSION,
+    }
 
 
 def packages() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from job.assess import assess
 from job.backbone import resolve
 from job.config import RunConfig
 from job.progress import Progress
@@ -11,14 +12,13 @@ from job.report import Facts
 from job.result import Result
 from job.stages import (
     Source,
-    assess,
     is_left_to_others,
     load_resolved,
     make_plan,
     open_cache,
     read_images,
-    train,
 )
+from job.training import train
 from job.verifier import standby
 from job.workdir import work_folder
 
@@ -47,16 +47,15 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
             return None
         embeddings = read_images(config, source, progress, result)
         with standby(backbone.image_size, config.exact_decode, config.max_pixels) as verifier:
-            trained = train(config, embeddings, progress)
-            facts = assess(config, source, embeddings, trained, progress, result)
+            trained = train(config, source, embeddings, progress)
+            facts = assess(config, plan, trained, progress, result)
             pass_gate(config, plan, facts, result)
-            bundle, goldens = write_bundle(
-                config, source, embeddings, trained, facts, progress, result
-            )
+            bundle, goldens = write_bundle(config, source, trained, facts, progress, result)
             with progress.phase("verify"):
                 verifier.check(bundle)
         with progress.phase("publish"):
             version = publish(bundle, plan.models)
+            trained.checkpoints.clear()
         confirm_serving(config, plan.models, version, goldens, progress)
     result.finish("published", plan.models.uri, version)
     return facts

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 from job.cache import EmbeddingCache
+from job.checkpoints import Checkpoints
 from job.config import RunConfig
 from job.dataset import Split
 from job.embed import Embeddings
@@ -21,8 +22,9 @@ from job.report import Facts, junit, markdown, write_report
 from job.result import Result
 from job.service import unchanged_version
 from job.serving import compare_answers, wait_available
-from job.stages import Plan, Source, Trained
+from job.stages import Plan, Source
 from job.storage import Store
+from job.training import Trained
 from job.verify import MAX_GOLDENS, Golden, golden_record, write_warmup
 from job.versions import withdraw
 
@@ -40,6 +42,7 @@ def find_unchanged(
     same = unchanged_version(config, plan.data, plan.index, plan.serving, backbone, cache)
     if same is not None:
         move_channel(plan.models, same, forward=True)
+        Checkpoints(plan.models, plan.serving.inputs if plan.serving else "").clear()
     return same
 
 
@@ -53,20 +56,19 @@ def pass_gate(config: RunConfig, plan: Plan, facts: Facts, result: Result) -> No
 def write_bundle(
     config: RunConfig,
     source: Source,
-    embeddings: Embeddings,
     trained: Trained,
     facts: Facts,
     progress: Progress,
     result: Result,
 ) -> tuple[Path, list[Golden]]:
     """Write all that a version consists of into a folder; gives it and its golden images."""
-    bundle, labels = source.scratch / "bundle", embeddings.index.labels
+    bundle, embeddings = source.scratch / "bundle", trained.embeddings
     with progress.phase("export", len(EXPORTERS)) as advance:
         goldens = choose_goldens(source.plan, embeddings, facts)
         classifier = Classifier(
-            source.backbone,
+            trained.backbone,
             trained.head,
-            labels,
+            embeddings.index.labels,
             exact=config.exact_decode,
             max_pixels=config.max_pixels,
         )
@@ -79,6 +81,7 @@ def write_bundle(
             embeddings,
             source.backbone.digest,
             result,
+            features=trained.backbone.digest,
             temperature=trained.temperature,
             golden=golden_record(goldens),
         )

@@ -177,7 +177,8 @@ def _ask_head(config: RunConfig, version: Store, tested: Answered) -> _Guesses |
         manifest = parse_object(version.read("manifest.json"))
         inputs, options, names = (manifest[k] for k in ("inputs", "configuration", "labels"))
         same = (
-            inputs["backbone"]["digest"] == tested.backbone
+            # A version of before there was fine-tuning names the backbone only.
+            manifest.get("features", inputs["backbone"]["digest"]) == tested.backbone
             and inputs["preprocessing"] == PREPROCESSING_VERSION
             and options["image_size"] == config.image_size
             and options["exact_decode"] == config.exact_decode

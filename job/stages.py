@@ -9,28 +9,18 @@ from pathlib import Path
 
 from job.backbone import Backbone, Resolved, load_backbone
 from job.cache import EmbeddingCache, space_name
-from job.calibrate import fit_temperature
 from job.config import RunConfig
 from job.dataset import Index, Split, build_index, check_split
 from job.embed import Embeddings, embed
-from job.errors import DataError, RegraftError
-from job.evaluate import Report, evaluate
-from job.fit import L2_PATH, Fit, fit
-from job.gate import Comparison, Verdict, judge
-from job.head import Head
+from job.errors import DataError
 from job.images import PREPROCESSING_VERSION
-from job.manifest import packages
 from job.memory import check_memory, memory_limit
 from job.progress import Progress, log
 from job.publish import next_version, read_listing
-from job.redact import redact
-from job.report import Facts
 from job.result import Result
 from job.service import (
-    Answered,
     InService,
     arrange_labels,
-    compare_with_service,
     read_in_service,
 )
 from job.storage import Store, check_writable, open_store
@@ -56,15 +46,6 @@ class Source:
     backbone: Backbone
     cache: EmbeddingCache | None
     scratch: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What fit made: `head` is the one to export, its logits divided by the temperature."""
-
-    fit: Fit
-    head: Head
-    temperature: float
 
 
 def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
@@ -193,96 +174,6 @@ def read_images(
         )
     check_split(embeddings.index)
     return embeddings
-
-
-def train(config: RunConfig, embeddings: Embeddings, progress: Progress) -> Trained:
-    """Fit the head, and on the validation images its temperature."""
-    with progress.phase("fit", len(L2_PATH) if config.l2 is None else 1) as advance:
-        training, validation = embeddings.side(Split.TRAIN), embeddings.side(Split.VALIDATION)
-        classes = len(embeddings.index.labels)
-        fitted = fit(training, validation, classes, l2=config.l2, advance=advance)
-        temperature = fit_temperature(fitted.head.logits(validation[0]), validation[1])
-    return Trained(fitted, fitted.head.tempered(temperature), temperature)
-
-
-def assess(
-    config: RunConfig, source: Source, embeddings: Embeddings, trained: Trained,
-    progress: Progress, result: Result,
-) -> Facts:  # fmt: skip
-    """Score the head on the test images, which neither fit nor the choice of L2 has seen."""
-    plan, backbone = source.plan, source.backbone
-    features, classes = embeddings.side(Split.TEST)
-    examples = tuple(e for e in embeddings.index.examples if e.split is Split.TEST)
-    labels = embeddings.index.labels
-    with progress.phase("evaluate"):
-        scores = trained.head.probabilities(features)
-        report = evaluate(scores, classes, labels)
-        result.metrics = figures(report, trained)
-    with progress.phase("gate"):
-        right = scores.argmax(axis=1) == classes
-        tested = Answered(examples, backbone.digest, features, right)
-        comparison = compare_with_service(
-            config, plan.data, plan.models, plan.serving, labels, tested
-        )
-    return Facts(
-        name=config.name,
-        labels=labels,
-        names=tuple(example.name for example in examples),
-        classes=classes,
-        scores=scores,
-        uncalibrated=trained.fit.head.probabilities(features),
-        temperature=trained.temperature,
-        report=report,
-        comparison=comparison,
-        verdict=pass_judgement(config, report, comparison),
-        images=result.images,
-        seconds=result.seconds,
-        provenance=provenance(config, backbone, trained),
-        read_image=lambda name: read_quietly(plan.data, name),
-    )
-
-
-def figures(report: Report, trained: Trained) -> dict[str, object]:
-    """Give the `metrics` of a result: those of the test images, and how the head was found."""
-    return report.as_json("test") | {
-        "validation_log_loss": round(trained.fit.validation_loss, 6),
-        "train_loss": round(trained.fit.loss, 6),
-        "gradient_norm": trained.fit.gradient_norm,
-        "l2": trained.fit.l2,
-        "temperature": round(trained.temperature, 6),
-        "test_recall": {s.label: round(s.recall, 4) for s in report.per_label},
-    }
-
-
-def pass_judgement(config: RunConfig, report: Report, comparison: Comparison | None) -> Verdict:
-    """Ask the gate with the minima and the significance of the configuration."""
-    return judge(
-        report,
-        comparison,
-        min_accuracy=config.min_accuracy,
-        min_recall_per_class=config.min_recall_per_class,
-        alpha=config.gate_alpha,
-    )
-
-
-def provenance(config: RunConfig, backbone: Backbone, trained: Trained) -> dict[str, str]:
-    """Give what the report shows of where a model comes from."""
-    return {
-        "data": redact(config.data),
-        "backbone": redact(backbone.handle),
-        "backbone digest": backbone.digest,
-        "L2 penalty": f"{trained.fit.l2:.3g}",
-        "split": f"{config.validation_percent:g} % validation, {config.test_percent:g} % test",
-        **packages(),
-    }
-
-
-def read_quietly(store: Store, name: str) -> bytes | None:
-    """Give an image's bytes for its thumbnail; None when it cannot be had any more."""
-    try:
-        return store.read(name)
-    except (RegraftError, OSError):
-        return None
 
 
 def count_images(index: Index, skipped: tuple[Skipped, ...]) -> dict[str, object]:

@@ -23,6 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The story and its steps
     "pipeline": {"*"},
     "release": {"*"},
+    "assess": {"*"},
+    "training": {"*"},
     "stages": {"*"},
     "service": {
         "cache",
@@ -68,7 +70,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": {"config", "errors"},
     "calibrate": set(),
     "export": {"backbone", "config", "errors", "formats", "graphs", "head", "images"},
-    "fit": {"backbone", "config", "errors", "guard", "head", "images"},
+    "lbfgs": {"checkpoints", "fit", "head", "objective"},
+    "objective": {"fit", "guard", "head"},
+    "sgd": {"checkpoints", "fit", "guard", "head"},
+    "fit": {"checkpoints", "head"},
+    "checkpoints": {"errors", "progress", "storage"},
     "head": set(),
     "workers": {"cache", "config", "dataset", "errors", "progress"},
     "embed": {
@@ -114,7 +120,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "endings": {"errors", "guard"},
     "documents": set(),
     "guard": {"errors"},
-    "config": {"errors", "redact"},
+    "config.__init__": {"config"},
+    "config.run": {"config", "errors", "redact"},
+    "config.fitting": {"config", "errors"},
+    "config.inputs": {"config", "errors"},
+    "config.declare": {"errors"},
     "errors": set(),
 }
 

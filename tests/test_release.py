@@ -20,8 +20,9 @@ from modules import write_pooling
 
 from job import pipeline
 from job.cli import main
-from job.fit import Fit, fit
+from job.fit import Fit
 from job.head import Head
+from job.lbfgs import fit
 
 Captured = pytest.CaptureFixture[str]
 
@@ -153,7 +154,7 @@ def test_a_worse_model_does_not_replace_the_one_in_service(
 ) -> None:
     """Trained badly on the same images, it loses the paired test: exit 4, the old one stays."""
     _, first = job.run("--test-percent", 30)
-    monkeypatch.setattr("job.stages.fit", worse(change))
+    monkeypatch.setattr("job.lbfgs.fit", worse(change))
     code, result = job.run("--test-percent", 30, "--force")
     assert code == 4
     assert str(first["version"]) in result["error"]["message"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from job.fit import GRADIENT_TOLERANCE, L2_PATH, fit
+from job.checkpoints import Checkpoints, State
+from job.fit import Session
 from job.head import Head
+from job.lbfgs import L2_PATH, fit
+from job.objective import GRADIENT_TOLERANCE
+from job.storage import LocalStore
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -165,3 +170,58 @@ def test_probabilities_are_a_softmax() -> None:
     scores = head.probabilities(np.eye(3, dtype=np.float32))
     assert scores == pytest.approx(np.eye(3), abs=1e-6)
     assert scores.dtype == np.float32
+
+
+def test_balanced_classes_are_scikit_learns() -> None:
+    """With `class_weight="balanced"` it has the same optimum, whatever the sizes of the classes."""
+    features, classes = blobs(400)
+    kept = (classes < 2) | (np.arange(400) % 4 == 0)
+    train = features[kept], classes[kept]
+    found = fit(train, blobs(60, seed=1), 4, l2=1e-2, balanced=True)
+    peer = LogisticRegression(
+        C=1 / (len(train[1]) * 1e-2), tol=1e-10, max_iter=20_000, solver="newton-cg",
+        class_weight="balanced",
+    )  # fmt: skip
+    peer.fit(train[0].astype(np.float64), train[1])
+    assert np.abs(found.head.kernel - peer.coef_.T).max() < 1e-3
+    assert np.abs(found.head.bias - peer.intercept_).max() < 1e-3
+    plain = fit(train, blobs(60, seed=1), 4, l2=1e-2)
+    assert np.abs(found.head.kernel - plain.head.kernel).max() > 1e-2
+
+
+def test_a_balanced_log_loss_is_the_mean_over_classes() -> None:
+    """Each class that occurs counts as much, and one that does not occur counts nothing."""
+    features, classes = blobs(200)
+    head = Head(np.random.default_rng(3).normal(size=(20, 5)), np.zeros(5))
+    each = [head.log_loss(features[classes == c], classes[classes == c]) for c in range(4)]
+    found = head.log_loss(features, classes, balanced=True)
+    assert found == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize("kept", range(1, 9))
+def test_a_run_that_is_interrupted_gives_the_same_bytes(kept: int, tmp_path: Path) -> None:
+    """After any penalty of the path and any of the exact solutions it goes on from there."""
+    train, validation = embeddings(200), embeddings(60, seed=1)
+    store = LocalStore(tmp_path)
+
+    class Interrupted(Checkpoints):
+        """Ends the run after so many states."""
+
+        left = kept
+
+        def reached(self, stage: str, state: Callable[[], State]) -> None:
+            super().reached(stage, state)
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+    whole = fit(train, validation, 8)
+    with pytest.raises(KeyboardInterrupt):
+        fit(train, validation, 8, session=Session(checkpoints=Interrupted(store, "x", 0.0)))
+    told: list[int] = []
+    session = Session(told.append, checkpoints=Checkpoints(store, "x", 0.0))
+    again = fit(train, validation, 8, session=session)
+    assert told[0] == min(kept, sum(told))
+    assert again.head.kernel.tobytes() == whole.head.kernel.tobytes()
+    assert again.head.bias.tobytes() == whole.head.bias.tobytes()
+    assert (again.l2, again.loss, again.iterations) == (whole.l2, whole.loss, whole.iterations)

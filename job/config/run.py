@@ -6,71 +6,24 @@ fields, so an option that is added here is everywhere.
 
 from __future__ import annotations
 
-import difflib
-import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from job.config.declare import check_bounds, option
+from job.config.fitting import FitOptions
 from job.errors import ConfigError
 from job.redact import redact
 
-DEFAULT_BACKBONE = "builtin:efficientnet-lite0"
-
-
-def option(
-    description: str,
-    default: Any = None,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    required: bool = False,
-    choices: tuple[str, ...] = (),
-    special: str = "",
-) -> Any:
-    """Declare a field that is also a command-line option; `low` and `high` are inclusive.
-
-    `special` is the word for None in place of a number.
-    """
-    metadata = {
-        "help": description, "low": low, "high": high, "choices": choices, "special": special,
-    }  # fmt: skip
-    return field(metadata=metadata) if required else field(default=default, metadata=metadata)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
+class RunConfig(FitOptions):
     """What `run` and `plan` are asked to do.
 
     Raises ConfigError when a value is out of its bounds or two values contradict each other.
     """
 
-    data: str = option("Labelled images, one folder per label: gs://bucket/prefix or a path.",
-                       required=True)  # fmt: skip
-    models: str = option("Where models are published: gs://bucket/prefix or a path.",
-                         required=True)  # fmt: skip
-    name: str = option("Name of the model; versions go to MODELS/NAME/.", required=True)
-    backbone: str = option(
-        "Pretrained feature extractor: builtin:efficientnet-lite0 (lite1, lite2) or a TensorFlow "
-        "Hub image feature vector (folder, .tar.gz, gs:// or https://).",
-        DEFAULT_BACKBONE,
-    )
-    image_size: int | None = option(
-        "Input size in pixels, for a module that does not fix its own.", low=8, high=4096
-    )
-    validation_percent: float = option(
-        "Share of the images that choose the L2 penalty.", 10.0, low=1, high=80
-    )
-    test_percent: float = option(
-        "Share of the images that are only scored, at the end.", 10.0, low=1, high=80
-    )
-    max_skipped: float = option(
-        "Percentage of unreadable images above which the job gives up.", 5.0, low=0, high=100
-    )
-    l2: float | None = option(
-        "L2 penalty of the head; chosen on the validation images when it is not given.", low=0
-    )
     force: bool = option(
         "Train and publish even when inputs and configuration are those of the version in service.",
         False,
@@ -163,17 +116,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,127}", self.name):
-            raise ConfigError(
-                f"--name is {self.name!r}",
-                hint="start with a letter; then letters, digits, '.', '_' and '-', at most 128",
-            )
-        if self.validation_percent + self.test_percent > 90:
-            raise ConfigError(
-                f"--validation-percent {self.validation_percent:g} and --test-percent "
-                f"{self.test_percent:g} leave less than 10 % to train on",
-                hint="lower one of them",
-            )
+        self.check_inputs()
+        self.check_fit()
         for flag, place in (("--models", self.models), ("--cache", self.cache_uri)):
             if place and contains(self.data, place):
                 raise ConfigError(
@@ -206,24 +150,6 @@ class RunConfig:
         }
 
 
-def check_bounds(config: Any) -> None:
-    """Check every number of a config dataclass against the bounds of its declaration."""
-    for spec in fields(config):
-        value = getattr(config, spec.name)
-        low, high = spec.metadata.get("low"), spec.metadata.get("high")
-        choices = spec.metadata.get("choices")
-        if choices and value not in choices:
-            flag = "--" + spec.name.replace("_", "-")
-            raise ConfigError(f"{flag} is {value!r}", hint=f"give one of {', '.join(choices)}")
-        if value is None or isinstance(value, str | bool):
-            continue
-        # `not (value >= low)` rather than `value < low`: NaN must not pass.
-        if (low is not None and not value >= low) or (high is not None and not value <= high):
-            flag = "--" + spec.name.replace("_", "-")
-            bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-            raise ConfigError(f"{flag} is {value}", hint=f"give a number {bounds}")
-
-
 def contains(outer: str, inner: str) -> bool:
     """Tell whether the place `inner` is `outer` or lies below it."""
     first, second = _place(outer), _place(inner)
@@ -235,32 +161,3 @@ def _place(uri: str) -> tuple[str, ...]:
     if parts.scheme in ("", "file"):
         return ("file", *Path(parts.path or ".").resolve().parts)
     return (parts.scheme, parts.netloc, *filter(None, parts.path.split("/")))
-
-
-def read_options(path: Path, known: set[str]) -> dict[str, Any]:
-    """Read `option: value` lines from a YAML file; `-` and `_` are the same in a name.
-
-    Raises ConfigError when the file is something else or has an option that is not `known`.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is no YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {path}: expected `option: value` lines")
-    options = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for name in options:
-        if name not in known:
-            raise ConfigError(
-                f"--config {path}: no such option: {name}{did_you_mean(name, known)}",
-                hint="`python -m job run --help` lists the options",
-            )
-    return options
-
-
-def did_you_mean(name: str, known: set[str]) -> str:
-    """Give the end of a message that proposes the known name nearest to a misspelt one."""
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""

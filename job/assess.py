@@ -1,0 +1,98 @@
+"""How good what was trained is, and whether that is good enough: evaluate and gate."""
+
+from __future__ import annotations
+
+from job.backbone import Backbone
+from job.config import RunConfig
+from job.dataset import Split
+from job.errors import RegraftError
+from job.evaluate import Report, evaluate
+from job.gate import Comparison, Verdict, judge
+from job.manifest import packages
+from job.progress import Progress
+from job.redact import redact
+from job.report import Facts
+from job.result import Result
+from job.service import Answered, compare_with_service
+from job.stages import Plan
+from job.storage import Store
+from job.training import Trained
+
+
+def assess(
+    config: RunConfig, plan: Plan, trained: Trained, progress: Progress, result: Result
+) -> Facts:
+    """Score the head on the test images, which neither fit nor the choice of L2 has seen."""
+    embeddings, backbone = trained.embeddings, trained.backbone
+    features, classes = embeddings.side(Split.TEST)
+    examples = tuple(e for e in embeddings.index.examples if e.split is Split.TEST)
+    labels = embeddings.index.labels
+    with progress.phase("evaluate"):
+        scores = trained.head.probabilities(features)
+        report = evaluate(scores, classes, labels)
+        result.metrics = figures(report, trained)
+    with progress.phase("gate"):
+        right = scores.argmax(axis=1) == classes
+        tested = Answered(examples, backbone.digest, features, right)
+        comparison = compare_with_service(
+            config, plan.data, plan.models, plan.serving, labels, tested
+        )
+    return Facts(
+        name=config.name,
+        labels=labels,
+        names=tuple(example.name for example in examples),
+        classes=classes,
+        scores=scores,
+        uncalibrated=trained.fit.head.probabilities(features),
+        temperature=trained.temperature,
+        report=report,
+        comparison=comparison,
+        verdict=pass_judgement(config, report, comparison),
+        images=result.images,
+        seconds=result.seconds,
+        provenance=provenance(config, backbone, trained),
+        read_image=lambda name: read_quietly(plan.data, name),
+    )
+
+
+def figures(report: Report, trained: Trained) -> dict[str, object]:
+    """Give the `metrics` of a result: those of the test images, and how the head was found."""
+    return report.as_json("test") | {
+        "validation_log_loss": round(trained.fit.validation_loss, 6),
+        "train_loss": round(trained.fit.loss, 6),
+        "gradient_norm": trained.fit.gradient_norm,
+        "l2": trained.fit.l2,
+        "temperature": round(trained.temperature, 6),
+        "test_recall": {s.label: round(s.recall, 4) for s in report.per_label},
+    }
+
+
+def pass_judgement(config: RunConfig, report: Report, comparison: Comparison | None) -> Verdict:
+    """Ask the gate with the minima and the significance of the configuration."""
+    return judge(
+        report,
+        comparison,
+        min_accuracy=config.min_accuracy,
+        min_recall_per_class=config.min_recall_per_class,
+        alpha=config.gate_alpha,
+    )
+
+
+def provenance(config: RunConfig, backbone: Backbone, trained: Trained) -> dict[str, str]:
+    """Give what the report shows of where a model comes from."""
+    return {
+        "data": redact(config.data),
+        "backbone": redact(backbone.handle),
+        "backbone digest": backbone.digest,
+        "L2 penalty": f"{trained.fit.l2:.3g}",
+        "split": f"{config.validation_percent:g} % validation, {config.test_percent:g} % test",
+        **packages(),
+    }
+
+
+def read_quietly(store: Store, name: str) -> bytes | None:
+    """Give an image's bytes for its thumbnail; None when it cannot be had any more."""
+    try:
+        return store.read(name)
+    except (RegraftError, OSError):
+        return None
