@@ -182,7 +182,7 @@ def open_summaries(uri: str | None, run: str) -> Iterator[Summaries]:
     Nothing that is there is changed or removed. A run that is resumed under its name adds files to
     its folders, which TensorBoard reads in the order of their start. Steps that were done twice are
     in both: its default reader forgets the earlier ones, the one of `--load_fast=false` draws both,
-    a line that goes back. Both read all files only with `--reload_multifile=true` while they grow.
+    a line that goes back.
 
     Raises nothing for a place that cannot be written to or is none: the log has a warning then.
     """
