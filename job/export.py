@@ -103,16 +103,26 @@ def write_saved_model(classifier: Classifier, folder: Path) -> None:
     tf.saved_model.save(model, str(folder), signatures=signatures)
 
 
-def write_frozen_graph(classifier: Classifier, folder: Path) -> None:
-    """Write `frozen_graph.pb`: input `image`, output `final_result`, no variables."""
+def frozen_classifier(classifier: Classifier) -> Any:
+    """Give a GraphDef with the input `image`, the output `final_result` and no variables."""
     backbone, head = classifier.backbone, classifier.head
     with tf.Graph().as_default() as graph:
         shape = backbone.image_spec().shape
         image = tf.compat.v1.placeholder(tf.float32, shape, name=FROZEN_INPUT)
         logits = insert(backbone.graph, image, "backbone") @ head.kernel + head.bias
         tf.nn.softmax(logits, name=FROZEN_OUTPUT)
-    contents = graph.as_graph_def().SerializeToString(deterministic=True)
-    (folder / "frozen_graph.pb").write_bytes(contents)
+    return graph.as_graph_def()
+
+
+def frozen_bytes(classifier: Classifier) -> bytes:
+    """Give what `frozen_graph.pb` holds: the same bytes whenever the weights are the same."""
+    contents: bytes = frozen_classifier(classifier).SerializeToString(deterministic=True)
+    return contents
+
+
+def write_frozen_graph(classifier: Classifier, folder: Path) -> None:
+    """Write `frozen_graph.pb`: input `image`, output `final_result`, no variables."""
+    (folder / "frozen_graph.pb").write_bytes(frozen_bytes(classifier))
 
 
 def write_labels(classifier: Classifier, folder: Path) -> None:

@@ -1,9 +1,9 @@
-"""The report's plots as PNG files, for documents that cannot hold a page."""
+"""The report's plots as PNG files, for documents that cannot hold a page, and for TensorBoard."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -27,7 +27,7 @@ MOST_NUMBERS = 1000
 _DPI = 110
 
 
-def plot_confusion(path: Path, confusion: np.ndarray, labels: tuple[str, ...]) -> None:
+def plot_confusion(path: Path | BinaryIO, confusion: np.ndarray, labels: tuple[str, ...]) -> None:
     """Write a confusion matrix, int `[c,c]`, a cell coloured by its share of the true label.
 
     Of more than MOST_LABELS labels those with the most mistakes are shown, the others summed up.
@@ -55,7 +55,7 @@ def plot_confusion(path: Path, confusion: np.ndarray, labels: tuple[str, ...]) -
     axes.vlines(between, -0.5, count - 0.5, color="#e3e3e3", linewidth=0.5)
     axes.tick_params(length=0)
     _write_counts(axes, cut, size - 1)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, format="png", dpi=_DPI)
 
 
 def _write_counts(axes: Axes, cut: Matrix, size: float) -> None:

@@ -61,6 +61,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verify": {"errors", "images", "parity", "seal"},
     "parity": {"export"},
     "seal": {"documents"},
+    "summaries": {"errors", "plots", "progress", "storage", "workdir"},
+    "intermediate": {"export", "storage"},
     "report": {"calibrate", "evaluate", "figures", "gate", "page", "plots"},
     "page": {"calibrate", "evaluate", "figures", "report", "thumbnails"},
     "figures": {"evaluate"},
