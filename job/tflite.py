@@ -206,7 +206,7 @@ def _spanning(images: Images) -> Iterator[list[np.ndarray]]:
 
 
 def _floating(model: Any) -> set[str]:
-    """Name the operations that compute in floating point; those that only convert are left out."""
+    """Name the operations in floating point; one that only converts, if there is no other."""
     floats = {schema.TensorType.FLOAT16, schema.TensorType.FLOAT32, schema.TensorType.FLOAT64}
     found = {
         flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex)
