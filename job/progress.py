@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from job.guard import beat
 from job.redact import redact
@@ -155,29 +155,52 @@ class TextFormatter(logging.Formatter):
         return redact("\n".join(lines))
 
 
+@contextlib.contextmanager
+def notes_aside() -> Iterator[BinaryIO]:
+    """Keep what C++ code writes to stderr out of the log; the file given has it, until the end.
+
+    Such notes would break up the JSON lines, and no setting of TensorFlow's reaches all of them.
+    What is logged meanwhile, from any thread, goes out as ever: a guard's last words may be.
+    """
+    sys.stderr.flush()
+    with os.fdopen(os.dup(2), "w") as stderr, os.fdopen(os.memfd_create("notes"), "w+b") as notes:
+        handlers = [
+            handler
+            for handler in logging.getLogger().handlers
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+        ]
+        for handler in handlers:
+            handler.setStream(stderr)
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield notes
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr.fileno(), 2)
+            for handler in handlers:
+                handler.setStream(sys.stderr)
+
+
 def import_tensorflow() -> None:
     """Import TensorFlow without the notes that its C++ parts write to stderr while they load.
 
-    They would break up the JSON lines, and no setting of TensorFlow's reaches them. If the import
-    fails they are shown: then they say why. TensorFlow imports a Keras; 2, which TensorFlow Hub
-    wants, takes seconds less than 3. Nothing here uses it.
+    If the import fails they are shown: then they say why. TensorFlow imports a Keras; 2, which
+    TensorFlow Hub wants, takes seconds less than 3. Nothing here uses it.
     """
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     # An operation gets one thread, and the cores get several operations: see job/forward.py.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with os.fdopen(os.memfd_create("notes"), "w+b") as notes:
-        os.dup2(notes.fileno(), 2)
-        try:
-            import tensorflow
-        except BaseException:
-            notes.seek(0)
-            os.write(stderr, notes.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+    said = b""
+    try:
+        with notes_aside() as notes:
+            try:
+                import tensorflow
+            finally:
+                notes.seek(0)
+                said = notes.read()
+    except BaseException:
+        os.write(2, said)
+        raise
     # TF32 rounds products to 10 bits on a GPU; what is published must answer on any device as the
     # trained model did.
     tensorflow.config.experimental.enable_tensor_float_32_execution(False)

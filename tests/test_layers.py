@@ -71,6 +71,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gate": {"config", "errors", "evaluate"},
     "evaluate": {"config", "errors"},
     "calibrate": set(),
+    "tflite": {"errors", "export", "guard", "progress", "redact", "tflite_metadata"},
+    "tflite_metadata": set(),
     "export": {"backbone", "config", "errors", "formats", "graphs", "head", "images"},
     "lbfgs": {"checkpoints", "fit", "head", "objective"},
     "objective": {"fit", "guard", "head"},

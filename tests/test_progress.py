@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 from datetime import datetime
 
 import pytest
+from conftest import ROOT
 from rich.console import Console
 
 from job import progress
@@ -79,3 +82,28 @@ def test_text_gives_the_hint_its_own_line() -> None:
     record = logging.LogRecord("regraft", logging.ERROR, "", 0, "it broke", (), None)
     record.fields = {"hint": "mend it"}
     assert TextFormatter().format(record) == "error: it broke\n  hint: mend it"
+
+
+def test_notes_of_c_code_stay_out_of_the_log() -> None:
+    """What is written to file descriptor 2 is kept aside; what another thread logs goes out."""
+    script = """
+import os, sys, threading
+from job.progress import log, notes_aside, set_up_logging
+set_up_logging("json")
+with notes_aside() as notes:
+    os.write(2, b"a note of C++ code")
+    thread = threading.Thread(target=log, args=["meanwhile"])
+    thread.start()
+    thread.join()
+    notes.seek(0)
+    kept = notes.read()
+log(kept.decode())
+print("after", file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    meanwhile, kept, after = done.stderr.splitlines()
+    assert json.loads(meanwhile)["message"] == "meanwhile"
+    assert json.loads(kept)["message"] == "a note of C++ code"
+    assert after == "after"
