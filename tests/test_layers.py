@@ -97,6 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backbones.__init__": set(),
     "backbones.efficientnet_lite": {"backbones", "errors"},
     "backbones.torch_weights": {"errors"},
+    "distort": {"errors", "formats", "images"},
     "images": {"exif", "formats"},
     "formats": set(),
     "exif": set(),
