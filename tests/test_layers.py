@@ -71,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fit": {"backbone", "config", "errors", "guard", "head", "images"},
     "head": set(),
     "workers": {"cache", "config", "dataset", "errors", "progress"},
+    "views": {"dataset", "embed", "progress"},
     "embed": {
         "backbone",
         "cache",
