@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +58,7 @@ class Embeddings:
 
 
 def embed(
-    store: Store,
-    index: Index,
-    backbone: Backbone,
-    *,
+    store: Store, index: Index, backbone: Backbone, *,
     threads: int,
     batch_size: int | None = None,
     exact: bool = False,
@@ -68,15 +66,18 @@ def embed(
     dtype: str = "float32",
     cache: EmbeddingCache | None = None,
     scratch: Path | None = None,
+    open_decoder: Callable[[], Decode] | None = None,
     advance: Callable[[int], None] = lambda count: None,
-) -> Embeddings:
+) -> Embeddings:  # fmt: skip
     """Embed every example of `index`; `advance` is told how many more are done.
 
     An image that does not decode is left out and reported in `skipped`. An embedding does not
     depend on what is read with it: each forward pass has the same static shape. It is rounded to
     `dtype` (`float32`, or `float16` for a cache of half the size) whether it comes from the cache
     or not. Embeddings lie in an unnamed file in the folder `scratch`, so that the kernel may drop
-    them from memory. What is new is in `cache` when this returns, or raises.
+    them from memory. What is new is in `cache` when this returns, or raises. `open_decoder`, called
+    if anything is to be decoded, gives another decoder than `images.loader` with these options; its
+    pixels need a `cache` of their own.
 
     Raises what the store raises (FileNotFoundError becomes a skipped image), and ConfigError when
     there is no room for the embeddings or they do not fit into float16.
@@ -87,9 +88,9 @@ def embed(
     patience: float | None = LAST_CHANCE
     try:
         if todo:
-            decode = loader(backbone.image_size, exact=exact, max_pixels=max_pixels)
-            forward = Forward(backbone, batch_size)
-            table.read(store, todo, decode, forward, threads, advance)
+            opener = partial(loader, backbone.image_size, exact=exact, max_pixels=max_pixels)
+            decode = (open_decoder or opener)()
+            table.read(store, todo, decode, Forward(backbone, batch_size), threads, advance)
         patience = None
     finally:
         if cache:
@@ -111,7 +112,7 @@ class _Table:
         self._index = index
         self._cache = cache
         self._dtype = dtype
-        self._features = _allocate(len(index.examples), width, scratch)
+        self._features = allocate_rows(len(index.examples), width, scratch)
         self._known: list[Known | None] = [None] * len(index.examples)
         self._reasons: dict[int, str] = {}
         self._held: dict[str, list[int]] = {}
@@ -210,7 +211,7 @@ class _Table:
         )
 
 
-def _allocate(count: int, width: int, scratch: Path | None) -> np.ndarray:
+def allocate_rows(count: int, width: int, scratch: Path | None) -> np.ndarray:
     """Give float32 `[count,width]` in an unnamed file, with its room on the disk taken.
 
     Without that a full disk would end the process with SIGBUS at some later write.

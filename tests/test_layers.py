@@ -81,6 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": {"errors", "progress", "storage"},
     "head": set(),
     "workers": {"cache", "config", "dataset", "errors", "progress"},
+    "views": {"dataset", "embed", "progress"},
     "embed": {
         "backbone",
         "cache",
@@ -107,6 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backbones.__init__": set(),
     "backbones.efficientnet_lite": {"backbones", "errors"},
     "backbones.torch_weights": {"errors"},
+    "distort": {"errors", "formats", "images"},
     "images": {"exif", "formats"},
     "formats": set(),
     "exif": set(),
