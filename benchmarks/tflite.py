@@ -30,8 +30,8 @@ from job.dataset import build_index
 from job.embed import embed
 from job.evaluate import wilson
 from job.export import Classifier
-from job.fit import fit
 from job.images import loader
+from job.lbfgs import fit
 from job.storage import open_store
 from job.tflite import CALIBRATION_IMAGES, FORMATS, TFLiteModel, convert
 

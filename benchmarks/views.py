@@ -29,7 +29,7 @@ from job.config import DEFAULT_BACKBONE
 from job.dataset import Index, Split, build_index
 from job.distort import Distortion, view_loader
 from job.embed import Embeddings, embed
-from job.fit import fit
+from job.lbfgs import fit
 from job.storage import open_store
 from job.views import embed_views
 

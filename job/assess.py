@@ -24,7 +24,7 @@ def assess(
 ) -> Facts:
     """Score the head on the test images, which neither fit nor the choice of L2 has seen."""
     embeddings, backbone = trained.embeddings, trained.backbone
-    features, classes = embeddings.side(Split.TEST)
+    features, classes = trained.test
     examples = tuple(e for e in embeddings.index.examples if e.split is Split.TEST)
     labels = embeddings.index.labels
     with progress.phase("evaluate"):

@@ -13,6 +13,7 @@ from typing import Any
 
 import job
 from job.config import RunConfig
+from job.distort import DISTORTION_VERSION
 from job.embed import Embeddings
 from job.images import PREPROCESSING_VERSION
 from job.result import Result
@@ -44,6 +45,7 @@ def inputs_digest(
         "preprocessing": PREPROCESSING_VERSION,
         "options": {name: getattr(config, name) for name in TRAINING_OPTIONS},
         "fit": config.decisions(),
+        "distortion": DISTORTION_VERSION if config.views else None,
         "labels": labels,
         "files": sorted(checksums.items()),
         "backbone": backbone,

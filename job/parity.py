@@ -11,9 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from job.export import FROZEN_INPUT, FROZEN_OUTPUT
-
-# Of a probability, where the manifest gives none: int8 weights and activations cost about this.
-TFLITE_TOLERANCE = 0.05
+from job.tflite import TFLiteModel
+from job.tflite_metadata import labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class Expected:
 
     Row i of `pixels`, float32 `[n,h,w,3]` in [0,1], and of `predictions`, float32 `[n,c]`, belongs
     to the image `names[i]`, whose file is `contents[i]`. `labels[j]` names class index j. The
-    tolerances are of a probability; `tflite_tolerance` is by file name.
+    tolerances are of a probability; `tflite_tolerance` is that of each TFLite file, by its name.
     """
 
     labels: tuple[str, ...]
@@ -82,28 +81,13 @@ def frozen_problems(path: Path, expected: Expected) -> Iterator[str]:
 
 
 def tflite_problems(path: Path, expected: Expected) -> Iterator[str]:
-    """Ask a TFLite model with one input and one output, float or quantised, image by image."""
-    interpreter = tf.lite.Interpreter(str(path))
-    interpreter.allocate_tensors()
-    (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
-
-    def ask(rows: slice) -> dict[str, Any]:
-        pixels, kind = expected.pixels[rows], np.dtype(source["dtype"])
-        if np.issubdtype(kind, np.integer):
-            scale, zero = source["quantization"]
-            bounds = np.iinfo(kind)
-            pixels = np.clip(np.round(pixels / scale + zero), bounds.min, bounds.max)
-        interpreter.set_tensor(source["index"], pixels.astype(kind))
-        interpreter.invoke()
-        answer = interpreter.get_tensor(target["index"])
-        if np.issubdtype(answer.dtype, np.integer):
-            scale, zero = target["quantization"]
-            answer = (answer.astype(np.float32) - zero) * scale
-        return {"prediction": answer}
-
-    tolerance = float(expected.tflite_tolerance.get(path.name, TFLITE_TOLERANCE))
-    found = _ask_all(ask, len(expected.names), 1)["prediction"]
+    """Ask a TFLite model image by image, and read the labels inside it."""
+    data = path.read_bytes()
+    tolerance = float(expected.tflite_tolerance[path.name])
+    found = TFLiteModel(data).probabilities(expected.pixels)
     yield from _parity(path.name, found, expected, tolerance)
+    if (inside := labels(data)) != expected.labels:
+        yield f"{path.name} has the labels {list(inside)}, expected {list(expected.labels)}"
 
 
 def _batch_sizes(expected: Expected) -> list[int]:

@@ -47,7 +47,7 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
             return None
         embeddings = read_images(config, source, progress, result)
         with standby(backbone.image_size, config.exact_decode, config.max_pixels) as verifier:
-            trained = train(config, source, embeddings, progress)
+            trained = train(config, source, embeddings, progress, result)
             facts = assess(config, plan, trained, progress, result)
             pass_gate(config, plan, facts, result)
             bundle, goldens = write_bundle(config, source, trained, facts, progress, result)

@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from job.cache import EmbeddingCache
@@ -14,7 +15,8 @@ from job.config import RunConfig
 from job.dataset import Split
 from job.embed import Embeddings
 from job.errors import ConfigError, GateRejected, PublishError, UnavailableError
-from job.export import EXPORTERS, Classifier, export
+from job.export import EXPORTERS, export
+from job.lite import Asked, write_tflite
 from job.manifest import write_manifest
 from job.progress import Progress, log
 from job.publish import PREVIOUS, move_channel, read_channels, read_listing
@@ -22,7 +24,7 @@ from job.report import Facts, junit, markdown, write_report
 from job.result import Result
 from job.service import unchanged_version
 from job.serving import compare_answers, wait_available
-from job.stages import Plan, Source
+from job.stages import Plan, Source, as_classifier
 from job.storage import Store
 from job.training import Trained
 from job.verify import MAX_GOLDENS, Golden, golden_record, write_warmup
@@ -63,18 +65,20 @@ def write_bundle(
 ) -> tuple[Path, list[Golden]]:
     """Write all that a version consists of into a folder; gives it and its golden images."""
     bundle, embeddings = source.scratch / "bundle", trained.embeddings
-    with progress.phase("export", len(EXPORTERS)) as advance:
+    with progress.phase("export", len(EXPORTERS) + len(config.tflite)) as advance:
         goldens = choose_goldens(source.plan, embeddings, facts)
-        classifier = Classifier(
-            trained.backbone,
-            trained.head,
-            embeddings.index.labels,
-            exact=config.exact_decode,
-            max_pixels=config.max_pixels,
-        )
+        labels = embeddings.index.labels
+        classifier = as_classifier(config, trained.backbone, trained.head, labels)
         export(classifier, bundle, advance=advance)
+        predictions = {golden.name: golden.prediction for golden in goldens}
+        asked = Asked(source.plan.data, embeddings.index.examples, facts.scores, predictions)
+        lite = write_tflite(
+            bundle, config.tflite, classifier, asked,
+            threads=config.fetch_threads, advance=advance,
+        )  # fmt: skip
+        result.metrics |= {"formats": {s.file: s.as_json() for s in lite}} if lite else {}
         write_warmup(bundle, goldens)
-        write_report(bundle / "report", facts)
+        write_report(bundle / "report", replace(facts, lite=lite))
         write_manifest(
             bundle,
             config,
@@ -83,7 +87,8 @@ def write_bundle(
             result,
             features=trained.backbone.digest,
             temperature=trained.temperature,
-            golden=golden_record(goldens),
+            golden=golden_record(goldens)
+            | {"tflite_tolerance": {score.file: score.tolerance for score in lite}},
         )
     return bundle, goldens
 

@@ -21,6 +21,7 @@ from job.plots import plot_confusion, plot_reliability
 
 if TYPE_CHECKING:
     from job.gate import Comparison, Verdict
+    from job.lite import LiteScore
 
 # More lines than this in a job summary are not read.
 MOST_MARKDOWN_LABELS = 30
@@ -36,7 +37,7 @@ class Facts:
     int `[n]`. `scores` are probabilities float32 `[n,c]` as published, `uncalibrated` the same at
     a temperature of 1. `report` is of `scores`. `images` and `seconds` are as in `Result`.
     `provenance` is shown as given. `read_image` gives the bytes of a test image by its name, or
-    None; it is called from several threads.
+    None; it is called from several threads. `lite` is how good the TFLite files are.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Facts:
     seconds: dict[str, float]
     provenance: dict[str, str]
     read_image: Callable[[str], bytes | None]
+    lite: tuple[LiteScore, ...] = ()
 
 
 def write_report(folder: Path, facts: Facts) -> None:
@@ -87,6 +89,7 @@ def metrics(facts: Facts) -> dict[str, Any]:
             },
             "mistakes": _mistakes(facts),
             "comparison": asdict(facts.comparison) if facts.comparison else None,
+            "formats": {score.file: score.as_json() for score in facts.lite},
             "images": facts.images,
             "seconds": facts.seconds,
             "provenance": facts.provenance,

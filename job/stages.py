@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from job.config import RunConfig
 from job.dataset import Index, Split, build_index, check_split
 from job.embed import Embeddings, embed
 from job.errors import DataError
+from job.export import Classifier
+from job.head import Head
 from job.images import PREPROCESSING_VERSION
 from job.memory import check_memory, memory_limit
 from job.progress import Progress, log
@@ -24,7 +27,7 @@ from job.service import (
     read_in_service,
 )
 from job.storage import Store, check_writable, open_store
-from job.stream import Skipped
+from job.stream import Decode, Skipped
 from job.workers import share, wait_for_others, worker_index
 
 
@@ -58,6 +61,8 @@ def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
         check_writable(models)
         if config.cache_uri and config.cache:  # the default is a part of the same store
             check_writable(open_place(config, config.cache_uri))
+        if config.summaries:
+            check_writable(open_place(config, config.summaries))
         listing = read_listing(models)
         next_version(listing.newest, time.time())
         serving = read_in_service(models, listing)
@@ -73,8 +78,10 @@ def open_place(config: RunConfig, uri: str) -> Store:
     return open_store(uri, connections=config.fetch_threads, deadline=config.storage_deadline)
 
 
-def open_cache(config: RunConfig, backbone: str, result: Result) -> EmbeddingCache | None:
-    """Open the part of the cache that fits the configuration and the backbone of this digest.
+def open_cache(
+    config: RunConfig, backbone: str, result: Result, view: str = "whole image"
+) -> EmbeddingCache | None:
+    """Open the part of the cache that fits the configuration, a view and the backbone's digest.
 
     None where there is to be no cache. One that cannot be used is a warning in the log. `result`
     counts what is saved.
@@ -87,7 +94,7 @@ def open_cache(config: RunConfig, backbone: str, result: Result) -> EmbeddingCac
         preprocessing=PREPROCESSING_VERSION,
         exact_decode=config.exact_decode,
         max_pixels=config.max_pixels,
-        view="whole image",
+        view=view,
         dtype=config.cache_dtype,
     )
     cache = EmbeddingCache(
@@ -109,10 +116,27 @@ def load_resolved(config: RunConfig, found: Resolved, kept: Path) -> Backbone:
     return load_backbone(found, cache_dir=kept, image_size=config.image_size, shelf=shelf)
 
 
+def as_classifier(
+    config: RunConfig, backbone: Backbone, head: Head, labels: tuple[str, ...]
+) -> Classifier:
+    """Give what is exported of a backbone and a head: it decodes as the configuration says."""
+    return Classifier(
+        backbone, head, labels, exact=config.exact_decode, max_pixels=config.max_pixels
+    )
+
+
 def embed_images(
-    config: RunConfig, source: Source, index: Index, progress: Progress, phase: str
+    config: RunConfig,
+    source: Source,
+    index: Index,
+    progress: Progress,
+    phase: str,
+    open_decoder: Callable[[], Decode] | None = None,
 ) -> Embeddings:
-    """Embed an index, the data set's or a part of it, as the configuration says."""
+    """Embed an index, the data set's or a part of it, as the configuration says.
+
+    `open_decoder` is that of `embed`.
+    """
     with progress.phase(phase, len(index.examples)) as advance:
         return embed(
             source.plan.data,
@@ -125,6 +149,7 @@ def embed_images(
             dtype=config.cache_dtype,
             cache=source.cache,
             scratch=source.scratch,
+            open_decoder=open_decoder,
             advance=advance,
         )
 

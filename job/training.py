@@ -1,76 +1,139 @@
-"""Embeddings to a trained classifier: the solver by its name, with its state kept."""
+"""Embeddings to a trained classifier: the solver by its name, watched, its state kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from job import lbfgs, sgd
 from job.backbone import Backbone
 from job.calibrate import fit_temperature
 from job.checkpoints import Checkpoints
-from job.config import RunConfig
-from job.dataset import Split
+from job.config import DISTORTIONS, RunConfig
+from job.dataset import Index, Split
+from job.distort import Distortion, view_loader, view_name
 from job.embed import Embeddings
 from job.fit import Fit, Pair, Session
 from job.head import Head
 from job.manifest import inputs_digest
 from job.progress import Progress
+from job.result import Result
 from job.sgd import SgdOptions
-from job.stages import Source
+from job.stages import Source, embed_images, open_cache
+from job.views import embed_views
+from job.watch import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a solver is given, and where it says how it gets on."""
+
+    config: RunConfig
+    source: Source
+    embeddings: Embeddings
+    train: Pair
+    validation: Pair
+    session: Session
+    watch: Watch
+
+    @property
+    def classes(self) -> int:
+        """Give the number of labels."""
+        return len(self.embeddings.index.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """What a solver found: the fit, the backbone that its head goes with, and two sides of it.
+
+    `validation` and `test` are embedded by that backbone, in the order of the index.
+    """
+
+    fit: Fit
+    backbone: Backbone
+    validation: Pair
+    test: Pair
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
     """What fit made: `head` is the one to export, its logits divided by the temperature.
 
-    `backbone` and `embeddings` are what the head goes with: those that it was given, unless the
-    backbone was trained as well. `checkpoints` have the fit's state until the model is published.
+    `backbone` is the one that the head goes with, `test` the test images as it embeds them.
+    `embeddings` are those that the fit began with. `checkpoints` have the fit's state until the
+    model is published.
     """
 
     fit: Fit
     head: Head
     temperature: float
     backbone: Backbone
+    test: Pair
     embeddings: Embeddings
     checkpoints: Checkpoints
 
 
-def train(config: RunConfig, source: Source, embeddings: Embeddings, progress: Progress) -> Trained:
+def train(
+    config: RunConfig, source: Source, embeddings: Embeddings, progress: Progress, result: Result
+) -> Trained:
     """Fit the head, and on the validation images its temperature."""
-    digest = inputs_digest(
-        config, embeddings.index.labels, embeddings.checksums, source.backbone.digest
-    )
+    training = training_side(config, source, embeddings, progress, result)
+    validation = embeddings.side(Split.VALIDATION)
+    labels, backbone = embeddings.index.labels, source.backbone
+    digest = inputs_digest(config, labels, embeddings.checksums, backbone.digest)
     checkpoints = Checkpoints(source.plan.models, digest, config.checkpoint_interval)
-    training, validation = embeddings.side(Split.TRAIN), embeddings.side(Split.VALIDATION)
-    with progress.phase("fit", steps_of(config)) as advance, checkpoints:
-        session = Session(advance, checkpoints=checkpoints)
-        classes = len(embeddings.index.labels)
-        fitted = SOLVERS[config.solver](config, training, validation, classes, session)
-        temperature = fit_temperature(fitted.head.logits(validation[0]), validation[1])
-    head = fitted.head.tempered(temperature)
-    return Trained(fitted, head, temperature, source.backbone, embeddings, checkpoints)
+    with (
+        progress.phase("fit", steps_of(config, len(training[1]))) as advance,
+        Watch(config, source, labels, f"{config.name}-{digest[:12]}") as watch,
+        checkpoints,
+    ):
+        session = Session(advance, watch.observe, checkpoints)
+        task = Task(config, source, embeddings, training, validation, session, watch)
+        solved = SOLVERS[config.solver](task)
+        features, classes = solved.validation
+        temperature = fit_temperature(solved.fit.head.logits(features), classes)
+        head = solved.fit.head.tempered(temperature)
+        watch.conclude(solved.fit, solved.backbone, head, solved.validation)
+    return Trained(
+        solved.fit, head, temperature, solved.backbone, solved.test, embeddings, checkpoints
+    )
 
 
-def steps_of(config: RunConfig) -> int:
+def training_side(
+    config: RunConfig, source: Source, embeddings: Embeddings, progress: Progress, result: Result
+) -> Pair:
+    """Give the training images' embeddings and classes, their views behind them."""
+    distortion = Distortion(**{name: getattr(config, name) for name in DISTORTIONS})
+    backbone = source.backbone
+
+    def embed_view(index: Index, view: int) -> Embeddings:
+        cache = open_cache(config, backbone.digest, result, view_name(distortion, view))
+        opener = partial(
+            view_loader, backbone.image_size, distortion, view,
+            exact=config.exact_decode, max_pixels=config.max_pixels,
+        )  # fmt: skip
+        place = replace(source, cache=cache)
+        return embed_images(config, place, index, progress, f"view {view}", opener)
+
+    return embed_views(embeddings, config.views, embed_view, scratch=source.scratch)
+
+
+def steps_of(config: RunConfig, images: int) -> int:
     """Give how many steps the solver will take at most, in its own kind of step."""
     if config.solver == "sgd":
         return config.steps
     return len(lbfgs.L2_PATH) if config.l2 is None else 1
 
 
-def solve_lbfgs(
-    config: RunConfig, train: Pair, validation: Pair, classes: int, session: Session
-) -> Fit:
+def solve_lbfgs(task: Task) -> Solved:
     """Run to the optimum."""
-    balanced = config.class_weights == "balanced"
-    return lbfgs.fit(train, validation, classes, l2=config.l2, balanced=balanced, session=session)
+    return _as_embedded(task, _optimum(task))
 
 
-def solve_sgd(
-    config: RunConfig, train: Pair, validation: Pair, classes: int, session: Session
-) -> Fit:
+def solve_sgd(task: Task) -> Solved:
     """Take retrain.py's steps."""
+    config = task.config
     options = SgdOptions(
         steps=config.steps,
         learning_rate=config.learning_rate,
@@ -82,10 +145,26 @@ def solve_sgd(
         l2=config.l2 or 0.0,
         balanced=config.class_weights == "balanced",
     )
-    return sgd.fit(train, validation, classes, options, session=session)
+    backbone = task.source.backbone
+    found = sgd.fit(
+        task.train, task.validation, task.classes, options, session=task.session,
+        watch=lambda step, head: task.watch.reached(step, head, lambda: backbone, config.steps),
+    )  # fmt: skip
+    return _as_embedded(task, found)
 
 
-SOLVERS: dict[str, Callable[[RunConfig, Pair, Pair, int, Session], Fit]] = {
-    "lbfgs": solve_lbfgs,
-    "sgd": solve_sgd,
-}
+def _optimum(task: Task) -> Fit:
+    config, balanced = task.config, task.config.class_weights == "balanced"
+    return lbfgs.fit(
+        task.train, task.validation, task.classes,
+        l2=config.l2, balanced=balanced, session=task.session,
+    )  # fmt: skip
+
+
+def _as_embedded(task: Task, fit: Fit) -> Solved:
+    """Give a fit on the embeddings as they are."""
+    test = task.embeddings.side(Split.TEST)
+    return Solved(fit, task.source.backbone, task.validation, test)
+
+
+SOLVERS: dict[str, Callable[[Task], Solved]] = {"lbfgs": solve_lbfgs, "sgd": solve_sgd}

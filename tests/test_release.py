@@ -166,15 +166,15 @@ def test_an_export_that_is_not_the_trained_model_is_not_published(
     change: str, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is written answers otherwise than what was trained: exit 5, nothing published."""
-    from job import release
+    from job import stages
 
-    right = release.Classifier
+    right = stages.Classifier
 
     def wrong(backbone: Any, head: Head, labels: tuple[str, ...], **options: Any) -> Any:
         kernel = head.kernel[:, [1, 0, 2]] if change == "swapped" else head.kernel[::-1].copy()
         return right(backbone, Head(kernel, head.bias), labels, **options)
 
-    monkeypatch.setattr(release, "Classifier", wrong)
+    monkeypatch.setattr(stages, "Classifier", wrong)
     code, result = job.run()
     assert code == 5
     assert "saved_model.pb" in result["error"]["message"]

@@ -30,6 +30,7 @@ from job.calibrate import calibration_error
 from job.evaluate import LabelScore, evaluate
 from job.figures import matrix, mistakes, p_value, points, shortened, shown
 from job.gate import compare, judge
+from job.lite import LiteScore
 from job.page import MOST_CHANGED, MOST_MISTAKES, duration
 from job.plots import plot_confusion
 from job.report import Facts, junit, markdown, metrics, write_report
@@ -52,7 +53,7 @@ HOSTILE_NAMES = (
     "bird/" + "long" * 60 + ".jpg",
 )
 
-SECTIONS = ["Labels", "Confusion", "Calibration", "Mistakes", "Change", "Data", "Time"]
+SECTIONS = ["Labels", "Confusion", "Calibration", "TFLite models", "Mistakes", "Change", "Data", "Time"]
 SECTIONS.append("Provenance")
 
 
@@ -126,6 +127,10 @@ def make_facts(
             "tensorflow": "2.21.0",
         },
         read_image=lambda name: contents[name].read_bytes(),
+        lite=(
+            LiteScore("model_float16.tflite", 6_790_000, 0.8, (0.7, 0.9), 0.99, 0.004),
+            LiteScore("model_int8.tflite", 3_980_000, 0.78, (0.68, 0.88), 0.97, 0.1),
+        ),
     )
 
 

@@ -25,9 +25,9 @@ from modules import write_pooling
 from job.backbone import load_backbone
 from job.errors import ConfigError
 from job.export import Classifier
-from job.fit import fit
 from job.head import Head
 from job.images import loader
+from job.lbfgs import fit
 from job.tflite import FORMATS, TFLiteModel, convert
 from job.tflite_metadata import attach_labels, labels
 

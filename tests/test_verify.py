@@ -19,6 +19,7 @@ from job.export import Classifier, export
 from job.head import Head
 from job.images import loader
 from job.seal import canonical, describe_files, file_problems, seal
+from job.tflite import FORMATS, convert
 from job.verify import (
     MAX_GOLDENS,
     WARMUP,
@@ -387,33 +388,28 @@ def test_a_manifest_without_golden_predictions_is_found(
     assert any(problem.startswith("manifest.json cannot be used: ") for problem in problems)
 
 
-def convert(folder: Path, quantised: bool) -> bytes:
-    """Convert `serving_default` to TFLite, with float32 or int8 inputs and outputs."""
-    converter = tf.lite.TFLiteConverter.from_saved_model(
-        str(folder), signature_keys=["serving_default"]
-    )
-    if quantised:
-        random = np.random.default_rng(3)
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: (
-            {"image": np.full((1, 32, 32, 3), random.integers(2, size=3), "f4")} for _ in range(20)
-        )
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = converter.inference_output_type = tf.int8
-    contents: bytes = converter.convert()
-    return contents
-
-
-@pytest.mark.parametrize("quantised", [False, True], ids=["float32", "int8"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_tflite_models_answer_within_their_tolerance(
-    copy: Path, goldens: list[Golden], quantised: bool
+    copy: Path, goldens: list[Golden], backbone: Backbone, head: Head, name: str
 ) -> None:
-    """A sound one passes, the manifest can ask for more, and another head's is found."""
-    (copy / "model.tflite").write_bytes(convert(copy, quantised))
-    assert find_problems(close(copy, goldens)) == []
-    strict = golden_record(goldens) | {"tflite_tolerance": {"model.tflite": 1e-9}}
-    (problem,) = find_problems(close(copy, goldens, golden=strict))
-    assert problem.startswith("model.tflite gives")
-    turned = [Golden(g.name, g.contents, g.prediction[::-1]) for g in goldens]
-    problems = find_problems(close(copy, turned))
-    assert sum(problem.startswith("model.tflite gives") for problem in problems) == 1
+    """A sound one passes; the manifest can ask for more; another head's is found, other labels."""
+    decode = loader(backbone.image_size)
+    images = [decode(golden.contents) for golden in goldens]
+    file = FORMATS[name].file
+    (copy / file).write_bytes(convert(Classifier(backbone, head, LABELS), name, images))
+    record = golden_record(goldens)
+    assert find_problems(close(copy, goldens, golden=record | tolerance(file, 0.1))) == []
+    (problem,) = find_problems(close(copy, goldens, golden=record | tolerance(file, 1e-9)))
+    assert problem.startswith(f"{file} gives")
+    (problem,) = find_problems(close(copy, goldens))
+    assert problem.startswith(f"{file} cannot be used: ")
+    other = Head(head.kernel[:, ::-1].copy(), head.bias[::-1].copy())
+    classifier = Classifier(backbone, other, LABELS[::-1])
+    (copy / file).write_bytes(convert(classifier, name, images))
+    problems = find_problems(close(copy, goldens, golden=record | tolerance(file, 0.1)))
+    assert [problem.removeprefix(file).split()[0] for problem in problems] == ["gives", "has"]
+
+
+def tolerance(file: str, value: float) -> dict[str, Any]:
+    """Give what a manifest says of how far a TFLite file may be off."""
+    return {"tflite_tolerance": {file: value}}

@@ -20,8 +20,8 @@ from job.dataset import Example, Index, Split, build_index
 from job.distort import Distortion, view_loader, view_name
 from job.embed import Embeddings, embed
 from job.errors import ConfigError, UnavailableError
-from job.fit import fit
 from job.images import loader
+from job.lbfgs import fit
 from job.storage import Entry, LocalStore
 from job.views import embed_views
 

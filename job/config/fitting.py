@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from job.config.declare import flag, option
+from job.config.declare import did_you_mean, flag, option
 from job.config.inputs import InputOptions
 from job.errors import ConfigError
 
 LBFGS, SGD = "lbfgs", "sgd"
+
+# What `--formats` knows beside the SavedModel and the frozen graph: `tflite.FORMATS`.
+TFLITE = ("tflite-float16", "tflite-dynamic", "tflite-int8")
 
 DISTORTIONS = ("flip_left_right", "random_crop", "random_scale", "random_brightness")
 
@@ -25,7 +28,7 @@ DECIDING: dict[str, tuple[str, ...]] = {
 # These only say what is seen of it.
 WATCHING: dict[str, tuple[str, ...]] = {
     LBFGS: (),
-    SGD: ("eval_interval", "validation_batch_size"),
+    SGD: ("eval_interval", "validation_batch_size", "intermediate_interval"),
 }
 
 
@@ -76,9 +79,30 @@ class FitOptions(InputOptions):
         "Validation images at each look of sgd, or `all`.", 100, low=1, special="all"
     )
 
+    formats: str = option(
+        "What is exported beside the SavedModel and the frozen graph, with commas between: "
+        "tflite-float16, tflite-dynamic, tflite-int8.",
+        "",
+    )
+    summaries: str | None = option(
+        "Where TensorBoard's summaries go: gs://bucket/prefix or a path; a folder a run."
+    )
+    intermediate_interval: int | None = option(
+        "Steps between two frozen graphs of the model as it is by then, in "
+        "MODELS/NAME/.intermediate/; none when it is not given.",
+        low=1,
+    )
+
+    @property
+    def tflite(self) -> tuple[str, ...]:
+        """Give the TFLite formats that are asked for, in the order of TFLITE."""
+        asked = {name.strip() for name in self.formats.split(",")}
+        return tuple(name for name in TFLITE if name in asked)
+
     def decisions(self) -> dict[str, Any]:
-        """Give the options that decide what is trained, by name."""
-        return {name: getattr(self, name) for name in ("solver", *DECIDING[self.solver])}
+        """Give the options that decide what is trained and published, by name."""
+        names = ("solver", *DECIDING[self.solver])
+        return {name: getattr(self, name) for name in names} | {"formats": self.tflite}
 
     def check_fit(self) -> None:
         """Raise ConfigError for an option that the solver knows nothing of, or a contradiction."""
@@ -90,6 +114,13 @@ class FitOptions(InputOptions):
                 raise ConfigError(
                     f"{flag(spec.name)} means nothing to --solver {self.solver}",
                     hint=f"it is for {' and '.join(users)}: leave it out, or give that --solver",
+                )
+        for name in filter(None, (part.strip() for part in self.formats.split(","))):
+            if name not in (*TFLITE, "saved_model", "frozen_graph"):
+                raise ConfigError(
+                    f"--formats has {name!r}{did_you_mean(name, set(TFLITE))}",
+                    hint=f"give some of {', '.join(TFLITE)}; the SavedModel and the frozen graph "
+                    "are always there",
                 )
         distorted = [flag(name) for name in DISTORTIONS if getattr(self, name)]
         if distorted and not self.views:

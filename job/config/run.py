@@ -118,7 +118,7 @@ class RunConfig(FitOptions):
         check_bounds(self)
         self.check_inputs()
         self.check_fit()
-        for flag, place in (("--models", self.models), ("--cache", self.cache_uri)):
+        for flag, place in self._written():
             if place and contains(self.data, place):
                 raise ConfigError(
                     f"{flag} {place} lies inside --data {self.data}",
@@ -134,6 +134,14 @@ class RunConfig(FitOptions):
                 "--cache is off, and --workers-count jobs share their work through it",
                 hint="give them a --cache that all of them can write to",
             )
+
+    def _written(self) -> tuple[tuple[str, str | None], ...]:
+        """Give the places that are written to, with their options."""
+        return (
+            ("--models", self.models),
+            ("--cache", self.cache_uri),
+            ("--summaries", self.summaries),
+        )
 
     @property
     def cache_uri(self) -> str | None:

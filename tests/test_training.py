@@ -1,0 +1,221 @@
+"""Whole runs by each solver, with what they leave for those who watch them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+from conftest import COLOURS
+from modules import write_pooling
+from PIL import Image
+from test_pipeline import names_its_colours
+
+from job.checkpoints import Checkpoints
+from job.cli import main
+from job.config import TFLITE
+from job.guard import Terminated
+from job.tflite import FORMATS
+
+Captured = pytest.CaptureFixture[str]
+DISTORTED = ("--flip-left-right", "--random-crop", 10, "--random-brightness", 5)
+
+
+class Job:
+    """Runs over the colours into one models folder."""
+
+    def __init__(self, data: Path, models: Path, module: Path, capsys: Captured) -> None:
+        self.models = models / "squares"
+        self._options = ["--data", data, "--models", models, "--backbone", module]
+        self._capsys = capsys
+
+    def run(self, *flags: object) -> tuple[int, dict[str, Any]]:
+        """Run it: the exit code and the result."""
+        self._capsys.readouterr()
+        options = map(str, [*self._options, *flags])
+        code = main(["run", "--name", "squares", *options])
+        return code, json.loads(self._capsys.readouterr().out.splitlines()[-1])
+
+    def weights(self, result: dict[str, Any]) -> str:
+        """Give the SHA-256 of a version's weights and labels."""
+        folder = self.models / str(result["version"])
+        names = ("variables/variables.data-00000-of-00001", "labels.txt")
+        return hashlib.sha256(b"".join((folder / n).read_bytes() for n in names)).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pooling module in TF2 format."""
+    return write_pooling(tmp_path_factory.mktemp("module") / "tf2")
+
+
+@pytest.fixture
+def job(colours: Path, module: Path, tmp_path: Path, capsys: Captured) -> Job:
+    """Runs into an empty models folder."""
+    return Job(colours, tmp_path / "models", module, capsys)
+
+
+SOLVERS: dict[str, tuple[object, ...]] = {
+    "lbfgs": ("--class-weights", "balanced"),
+    "sgd": ("--solver", "sgd", "--steps", 300, "--learning-rate", 0.5, "--schedule", "cosine"),
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_each_solver_publishes_what_names_the_colours(solver: str, job: Job) -> None:
+    """The same inputs are then `unchanged`, another option of the solver is not."""
+    code, result = job.run(*SOLVERS[solver])
+    assert (code, result["status"]) == (0, "published")
+    assert result["metrics"]["test_accuracy"] == 1.0
+    names_its_colours(job.models / str(result["version"]))
+    assert job.run(*SOLVERS[solver])[1]["status"] == "unchanged"
+    other = job.run(*SOLVERS[solver], "--l2", 0.3)[1]
+    assert other["status"] == "published"
+    assert job.weights(other) != job.weights(result)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_run_that_is_stopped_in_fit_goes_on_to_the_same_bytes(
+    solver: str, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM saves what was reached; the next run begins there and leaves nothing behind."""
+    code, whole = job.run(*SOLVERS[solver])
+    assert code == 0
+    reached, loaded = Checkpoints.reached, Checkpoints.load
+    calls: list[str] = []
+
+    def stop(self: Checkpoints, stage: str, state: Any) -> None:
+        reached(self, stage, state)
+        calls.append(stage)
+        if len(calls) == 3:
+            raise Terminated
+
+    def load(self: Checkpoints, stage: str) -> Any:
+        found = loaded(self, stage)
+        calls.append("nothing" if found is None else f"found {stage}")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "reached", stop)
+        code, stopped = job.run(*SOLVERS[solver], "--force")
+    assert (code, stopped["status"]) == (143, "preempted")
+    assert list((job.models / ".checkpoints").glob("*/*"))
+    monkeypatch.setattr(Checkpoints, "load", load)
+    code, again = job.run(*SOLVERS[solver], "--force")
+    assert code == 0
+    assert f"found {solver}" in calls
+    assert job.weights(again) == job.weights(whole)
+    assert not list((job.models / ".checkpoints").glob("*/*"))
+
+
+def test_views_are_embedded_once(job: Job) -> None:
+    """A second run takes them from the cache; another distortion is another data set."""
+    code, first = job.run(*DISTORTED, "--views", 2)
+    assert (code, first["metrics"]["test_accuracy"]) == (0, 1.0)
+    training = first["images"]["train"]
+    assert first["cache"] == {"hits": 0, "misses": 120, "saved": 120 + 2 * training}
+    code, again = job.run(*DISTORTED, "--views", 2, "--force")
+    assert again["cache"] == {"hits": 120, "misses": 0, "saved": 0}
+    assert job.weights(again) == job.weights(first)
+    assert job.run(*DISTORTED, "--views", 2)[1]["status"] == "unchanged"
+    code, more = job.run(*DISTORTED, "--views", 3)
+    assert (more["status"], more["cache"]["saved"]) == ("published", training)
+    assert job.weights(more) != job.weights(first)
+
+
+def test_tflite_models_are_published_with_their_scores(job: Job) -> None:
+    """Each names the colours to LiteRT's own interpreter, and the report says how good it is."""
+    code, result = job.run("--formats", ",".join(TFLITE))
+    assert code == 0
+    assert set(result["metrics"]["formats"]) == {form.file for form in FORMATS.values()}
+    folder = job.models / str(result["version"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    labels = (folder / "labels.txt").read_text().splitlines()
+    page = (folder / "report/index.html").read_text("utf-8")
+    for form in FORMATS.values():
+        figures = result["metrics"]["formats"][form.file]
+        assert figures["test_accuracy"] == 1.0
+        assert figures["bytes"] == (folder / form.file).stat().st_size
+        assert form.file in manifest["files"]
+        assert form.file in page
+        runner = Interpreter(str(folder / form.file)).get_signature_runner("serving_default")
+        for label, colour in COLOURS.items():
+            pixels = np.full((1, 32, 32, 3), colour, np.uint8)
+            image = pixels if form.integers else np.float32(pixels) / 255
+            assert labels[runner(image=image)["prediction"].argmax()] == label
+    assert job.run("--formats", "tflite-int8, saved_model")[1]["status"] == "published"
+
+
+def test_the_formats_that_options_know_are_those_that_there_are() -> None:
+    """The names are written twice, since options are read without TensorFlow."""
+    assert tuple(FORMATS) == TFLITE
+
+
+def test_a_run_leaves_summaries_and_graphs_on_the_way(job: Job, tmp_path: Path) -> None:
+    """Scores of both sides, weights, the graph and the confusion matrix; a graph every 100 steps.
+
+    What lies in the folder already stays.
+    """
+    place = tmp_path / "summaries"
+    place.mkdir()
+    (place / "notes.txt").write_text("mine")
+    flags = (*SOLVERS["sgd"], "--summaries", place, "--intermediate-interval", 100)
+    assert job.run(*flags)[0] == 0
+    assert (place / "notes.txt").read_text() == "mine"
+    (run,) = (path for path in place.iterdir() if path.is_dir())
+    tags: dict[str, set[str]] = {}
+    for side in ("train", "validation"):
+        (file,) = (run / side).iterdir()
+        events = [
+            tf.compat.v1.Event.FromString(record.numpy())
+            for record in tf.data.TFRecordDataset(str(file))
+        ]
+        tags[side] = {value.tag for event in events for value in event.summary.value}
+        if side == "train":
+            assert any(event.graph_def for event in events)
+            steps = [e.step for e in events for v in e.summary.value if v.tag == "loss"]
+            assert steps == list(range(10, 301, 10))
+        else:
+            (picture,) = (v.image for e in events for v in e.summary.value if v.HasField("image"))
+            assert Image.open(io.BytesIO(picture.encoded_image_string)).width > 100
+    assert tags["train"] == {"loss", "accuracy", "learning_rate", "kernel", "bias"}
+    assert tags["validation"] == {"loss", "accuracy", "final_accuracy", "confusion"}
+    graphs = sorted(job.models.glob(".intermediate/*/*.pb"), key=lambda path: int(path.stem))
+    assert [path.stem for path in graphs] == ["100", "200", "300"]
+    definition = tf.compat.v1.GraphDef.FromString(graphs[0].read_bytes())
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
+        tf.import_graph_def(definition, name="")
+        pixels = np.full((1, 32, 32, 3), (0, 1, 1), np.float32)
+        assert session.run("final_result:0", {"image:0": pixels}).argmax() == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--steps", 100), "--steps means nothing to --solver lbfgs"),
+        (("--views", 2), "--views 2 without a distortion would be 2 copies"),
+        (("--flip-left-right",), "--flip-left-right with --views 0 would distort nothing"),
+        (("--formats", "tflite-int9"), "did you mean tflite-int8?"),
+        (("--summaries", "s3://bucket"), "no store for s3://"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    flags: tuple[object, ...], message: str, job: Job
+) -> None:
+    """With exit code 2 and what to do instead, before anything is embedded."""
+    code, result = job.run(*flags)
+    assert code == 2
+    assert message in result["error"]["message"]
+    assert result["error"]["hint"]
+
+
+def test_summaries_inside_the_data_are_refused(job: Job, colours: Path) -> None:
+    """Their images would become training images."""
+    code, result = job.run("--summaries", colours / "logs")
+    assert (code, "lies inside --data" in result["error"]["message"]) == (2, True)
