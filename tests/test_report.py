@@ -53,8 +53,10 @@ HOSTILE_NAMES = (
     "bird/" + "long" * 60 + ".jpg",
 )
 
-SECTIONS = ["Labels", "Confusion", "Calibration", "TFLite models", "Mistakes", "Change", "Data", "Time"]
-SECTIONS.append("Provenance")
+SECTIONS = [
+    "Labels", "Confusion", "Calibration", "TFLite models", "Mistakes", "Change", "Data", "Time",
+    "Provenance",
+]  # fmt: skip
 
 
 def make_facts(
