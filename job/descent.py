@@ -165,6 +165,25 @@ class Descent:
             optimizer.apply([next(left) for _ in variables], variables)
 
 
+@contextlib.contextmanager
+def precision(options: FinetuneOptions) -> Iterator[None]:
+    """Have TensorFlow rewrite graphs to float16 where that is safe, if the options say so.
+
+    A loaded module has its types in its graph, so no policy of Keras reaches it. Raises ConfigError
+    on a machine without a GPU, where float16 is slower than float32.
+    """
+    if not options.mixed_precision:
+        yield
+        return
+    if not tf.config.list_physical_devices("GPU"):
+        raise ConfigError("mixed precision needs a GPU", hint="leave --mixed-precision out")
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"auto_mixed_precision": False})
+
+
 def _judge(logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Give the sum of the cross-entropies, and how often the likeliest class is the target's."""
     loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(targets, logits))

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from job.augment import AUGMENTATIONS, augment
 from job.backbone import Backbone
-from job.descent import Descent
+from job.descent import Descent, precision
 from job.errors import ConfigError
 from job.feed import Feed, FinetuneData, Side, draw, split_evenly
 from job.guard import beat
@@ -38,7 +38,11 @@ KEPT = 2**30
 # Images that are scored together; rounding aside it changes nothing.
 SCORED = 128
 
+# Maps images float32 `[n,h,w,3]` and seeds int32 `[n,2]` to images of the same shape.
 Distort = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+# Given the `arrays` and the `meta` of a `State`.
+Checkpoint = Callable[[dict[str, np.ndarray], dict[str, Any]], None]
 
 
 class Observe(Protocol):
@@ -98,47 +102,31 @@ def finetune(
     observe: Observe = lambda side, step, **values: None,
     advance: Callable[[int], None] = lambda steps: None,
     due: Callable[[], bool] = lambda: False,
-    checkpoint: Callable[[dict[str, np.ndarray], dict[str, Any]], None] = lambda arrays, meta: None,
+    checkpoint: Checkpoint = lambda arrays, meta: None,
     resume: State | None = None,
 ) -> Finetuned:
     """Train the head and the last layers of a backbone; `trainable` has the best weights after it.
 
-    Args:
-        trainable: the module with the weights to start from.
-        head: the head to start from, for the module's embeddings.
-        data: images and classes of both sides.
-        options: the settings.
-        threads: how many images are read and decoded at once.
-        memory: bytes of decoded images that may be kept.
-        distort: maps images float32 [n,h,w,3] and seeds int32 [n,2] to images of the same shape.
-        observe: told of the loss after each step and each validation.
-        advance: told how many of `options.steps(n)` are done.
-        due: asked after each step whether `checkpoint` is to be called.
-        checkpoint: given the `arrays` and `meta` of a `State`.
-        resume: where to go on. The state of a run with other settings or images is not used, which
-            the log says.
+    Both are trained from the weights they have; `options` are within the command line's bounds.
+    `threads` images are read and decoded at once, and `memory` bytes of them kept. `observe` is
+    told of figures, and `advance` how many of `options.steps(n)` are done. Where `due` says so
+    after a step, `checkpoint` is given the parts of a `State`; with that as `resume` the run goes
+    on. One of other settings or images is not used, and the log says so.
 
-    Raises:
-        ConfigError: a setting that is unknown or not for this machine, no finite loss, or memory
-            for not even one image.
-        UnavailableError: an image cannot be read any more.
+    Raises ConfigError for a setting that is unknown or not for this machine, a loss that is not
+    finite, or too little memory; UnavailableError for an image that cannot be read any more.
     """
-    _check(options)
     batches = MicroBatches(options.train_batch_size, options.accumulate)
     feed = Feed(data, threads=threads, memory=memory)
-    loop = _Loop(trainable, head, data, options, batches, feed, distort, observe)
-    if resume is not None:
-        loop.restore(resume)
-    advance(loop.standing.step)
-    try:
-        with _precision(options):
-            for _ in loop.steps():
-                advance(1)
-                if due():
-                    state = loop.state()
-                    checkpoint(state.arrays, state.meta)
-    finally:
-        batches.close()
+    with contextlib.closing(batches), precision(options):
+        loop = _Loop(trainable, head, data, options, batches, feed, distort, observe)
+        if resume is not None:
+            loop.restore(resume)
+        advance(loop.standing.step)
+        for _ in loop.steps():
+            advance(1)
+            if due():
+                loop.save(checkpoint)
     return loop.finish()
 
 
@@ -154,6 +142,7 @@ class _Loop:
         distort: Distort | None,
         observe: Observe,
     ) -> None:
+        _check(options)
         self.standing = Standing()
         self._trainable, self._data, self._options = trainable, data, options
         self._batches, self._feed, self._distort, self._observe = batches, feed, distort, observe
@@ -190,6 +179,11 @@ class _Loop:
             "origin": self._origin,
         }
         return State(self._descent.arrays() | best, meta)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Hand out the state."""
+        state = self.state()
+        checkpoint(state.arrays, state.meta)
 
     def restore(self, state: State) -> None:
         """Go on from a state; one of another run is left alone."""
@@ -281,24 +275,6 @@ def _check(options: FinetuneOptions) -> None:
     for name, choices in known.items():
         if (value := getattr(options, name)) not in choices:
             raise ConfigError(f"no such {name}: {value}", hint=f"use {', '.join(choices)}")
-    if options.mixed_precision and not tf.config.list_physical_devices("GPU"):
-        raise ConfigError(
-            "mixed precision needs a GPU; on a CPU float16 is slower than float32",
-            hint="leave --mixed-precision out",
-        )
-
-
-@contextlib.contextmanager
-def _precision(options: FinetuneOptions) -> Iterator[None]:
-    """Have TensorFlow rewrite the graphs that run to float16 where that is safe and faster.
-
-    A loaded module has its types in its graph, so no policy of Keras reaches it.
-    """
-    tf.config.optimizer.set_experimental_options({"auto_mixed_precision": options.mixed_precision})
-    try:
-        yield
-    finally:
-        tf.config.optimizer.set_experimental_options({"auto_mixed_precision": False})
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:

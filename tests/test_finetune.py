@@ -19,8 +19,9 @@ from modules import CONV_FEATURES, CONV_SIZE, write_conv
 
 from job.augment import AUGMENTATIONS, augment
 from job.backbone import resolve
+from job.descent import Descent
 from job.errors import ConfigError, UnavailableError
-from job.feed import FinetuneData, Side, draw, split_evenly
+from job.feed import AHEAD, Feed, FinetuneData, Side, draw, split_evenly
 from job.finetune import Finetuned, State, finetune
 from job.guard import Terminated
 from job.head import Head
@@ -285,6 +286,42 @@ def test_what_does_not_fit_into_memory_is_halved(caplog: pytest.LogCaptureFixtur
     with pytest.raises(ConfigError, match="one image does not fit"):
         batches.total(function(0), tf.range(16))
     batches.close()
+
+
+def test_a_loss_scale_that_overflows_is_halved(loaded: Trainable) -> None:
+    """Until the gradients are finite; powers of two leave the step as it is without any."""
+    images = tf.random.stateless_uniform([9, CONV_SIZE, CONV_SIZE, 3], [1, 2])
+    targets = tf.one_hot([0, 1, 2] * 3, 3)
+    batches = MicroBatches(9, accumulate=None)
+    steps = []
+    for scale in (1.0, 2.0**127):
+        options = with_(unfreeze=0, mixed_precision=scale != 1)
+        descent = Descent(loaded, START, options, 5)
+        assert (descent.loss_scale == 1) == (scale == 1)
+        descent.loss_scale = scale
+        descent.step(images, targets, batches)
+        steps.append(descent.weights())
+    batches.close()
+    assert 1 < descent.loss_scale < 2.0**127
+    assert [w.tobytes() for w in steps[0]] == [w.tobytes() for w in steps[1]]
+    assert steps[0][0].any()
+
+
+def test_few_images_are_read_ahead() -> None:
+    """Of a data set of any size, what a step takes and the next two."""
+    reads: list[int] = []
+
+    def read(row: int) -> bytes:
+        reads.append(row)
+        return DATA.read(row)
+
+    data = FinetuneData(read, DATA.decode, DATA.train, DATA.validation)
+    feed = Feed(data, threads=4, memory=0).batches(iter(DATA.train.rows.reshape(-1, 3)))
+    first = next(feed)
+    assert first.shape == (3, CONV_SIZE, CONV_SIZE, 3)
+    assert first.dtype == np.uint8
+    assert 3 <= len(reads) <= 3 * (AHEAD + 1) < TRAIN
+    feed.close()
 
 
 @given(st.integers(1, 500), st.integers(1, 60))
