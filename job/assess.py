@@ -59,7 +59,7 @@ def figures(report: Report, trained: Trained) -> dict[str, object]:
     """Give the `metrics` of a result: those of the test images, and how the head was found."""
     return report.as_json("test") | {
         "validation_log_loss": round(trained.fit.validation_loss, 6),
-        "train_loss": round(trained.fit.loss, 6),
+        "train_loss": None if trained.fit.loss is None else round(trained.fit.loss, 6),
         "gradient_norm": trained.fit.gradient_norm,
         "l2": trained.fit.l2,
         "temperature": round(trained.temperature, 6),
@@ -84,6 +84,7 @@ def provenance(config: RunConfig, backbone: Backbone, trained: Trained) -> dict[
         "data": redact(config.data),
         "backbone": redact(backbone.handle),
         "backbone digest": backbone.digest,
+        "solver": config.solver,
         "L2 penalty": f"{trained.fit.l2:.3g}",
         "split": f"{config.validation_percent:g} % validation, {config.test_percent:g} % test",
         **packages(),

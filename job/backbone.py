@@ -81,7 +81,7 @@ def resolve(handle: str, *, cache_dir: Path) -> Resolved:
         ConfigError: no such module, or one without a `saved_model.pb`.
         UnavailableError: the network or the storage that the module comes from is out.
     """
-    with _naming(handle):
+    with naming(handle):
         if handle.startswith("builtin:"):
             _variant(handle)
             return Resolved(handle, _builtin_digest(handle), None)
@@ -114,17 +114,24 @@ def load_backbone(
     name = compiled.file_name(found.digest, image_size)
     made = compiled.find(shelf, name)
     if made is None:
-        with _naming(found.handle):
+        with naming(found.handle):
             made = _compile(found, cache_dir, image_size)
         compiled.keep(shelf, name, made)
-    return _backbone(found, made)
+    return as_backbone(found, made)
 
 
 def _compile(resolved: Resolved, cache_dir: Path, image_size: int | None) -> Compiled:
-    folder = resolved.folder or _built(resolved, cache_dir)
+    folder = module_folder(resolved, cache_dir)
     module = modules.load_module(folder)
     size = find_image_size(module, folder, image_size)
-    feature_dim = trial(module, size)
+    return freeze(module, size, trial(module, size))
+
+
+def freeze(module: Any, size: tuple[int, int], feature_dim: int) -> Compiled:
+    """Make constants of a loaded module's variables, as they are now.
+
+    Raises ConfigError for a module that TensorFlow cannot do that with.
+    """
 
     def embed(images: tf.Tensor) -> tf.Tensor:
         return tf.reshape(apply(module, images), [-1, feature_dim])
@@ -139,7 +146,9 @@ def _compile(resolved: Resolved, cache_dir: Path, image_size: int | None) -> Com
     return Compiled(size, feature_dim, graph)
 
 
-def _backbone(resolved: Resolved, made: Compiled) -> Backbone:
+def as_backbone(resolved: Resolved, made: Compiled) -> Backbone:
+    """Give a compiled module as the backbone that `resolved` names."""
+
     def embed(images: tf.Tensor) -> tf.Tensor:
         features = insert(made.graph, images, "backbone")
         return tf.ensure_shape(features, [None, made.feature_dim])
@@ -157,7 +166,7 @@ def build_builtin(handle: str, target: Path) -> None:
     Raises ConfigError for an unknown name, for weights that are missing or not the pinned ones,
     and for a `target` that is there and not empty.
     """
-    with _naming(handle):
+    with naming(handle):
         variant = _variant(handle)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +183,8 @@ def build_builtin(handle: str, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _naming(handle: str) -> Iterator[None]:
+def naming(handle: str) -> Iterator[None]:
+    """Put the handle in front of what errors say; an OSError becomes a ConfigError."""
     try:
         yield
     except RegraftError as error:
@@ -185,8 +195,10 @@ def _naming(handle: str) -> Iterator[None]:
         ) from error
 
 
-def _built(resolved: Resolved, cache_dir: Path) -> Path:
-    """Give the folder of a built-in network, which is built unless it is there."""
+def module_folder(resolved: Resolved, cache_dir: Path) -> Path:
+    """Give the folder of a module; a built-in network is built unless it is there."""
+    if resolved.folder is not None:
+        return resolved.folder
 
     def build(target: Path) -> None:
         efficientnet_lite.write_module(_variant(resolved.handle), target)

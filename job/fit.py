@@ -22,13 +22,14 @@ class Fit:
     `loss` is the training objective (mean log loss plus penalty), `validation_loss` the mean log
     loss on the validation examples, `gradient_norm` the largest absolute component of the
     objective's gradient at the head, `iterations` those of the solver, all penalties together.
+    Fine-tuning, whose objective changes from step to step, gives None for the first and the third.
     """
 
     head: Head
     l2: float
-    loss: float
+    loss: float | None
     validation_loss: float
-    gradient_norm: float
+    gradient_norm: float | None
     iterations: int
 
 

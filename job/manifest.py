@@ -45,7 +45,7 @@ def inputs_digest(
         "preprocessing": PREPROCESSING_VERSION,
         "options": {name: getattr(config, name) for name in TRAINING_OPTIONS},
         "fit": config.decisions(),
-        "distortion": DISTORTION_VERSION if config.views else None,
+        "distortion": DISTORTION_VERSION if config.is_distorted else None,
         "labels": labels,
         "files": sorted(checksums.items()),
         "backbone": backbone,

@@ -16,6 +16,7 @@ from job.stages import (
     load_resolved,
     make_plan,
     open_cache,
+    open_trainable,
     read_images,
 )
 from job.training import train
@@ -41,7 +42,8 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
                 result.finish("unchanged", plan.models.uri, same)
                 return None
             backbone = load_resolved(config, found, kept)
-        source = Source(plan, backbone, cache, folder)
+            trainable = open_trainable(config, found, kept)
+        source = Source(plan, backbone, cache, folder, trainable)
         if is_left_to_others(config, source, progress, result):
             result.status = "embedded"
             return None

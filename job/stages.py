@@ -28,6 +28,7 @@ from job.service import (
 )
 from job.storage import Store, check_writable, open_store
 from job.stream import Decode, Skipped
+from job.trainable import Trainable, load_trainable
 from job.workers import share, wait_for_others, worker_index
 
 
@@ -43,12 +44,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where embeddings come from: images, what embeds them, a cache (None: off), room for rows."""
+    """Where embeddings come from: images, what embeds them, a cache (None: off), room for rows.
+
+    `trainable` is the backbone with its weights in variables, where those are to be trained.
+    """
 
     plan: Plan
     backbone: Backbone
     cache: EmbeddingCache | None
     scratch: Path
+    trainable: Trainable | None = None
 
 
 def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
@@ -114,6 +119,17 @@ def load_resolved(config: RunConfig, found: Resolved, kept: Path) -> Backbone:
     uri = config.cache_uri
     shelf = open_place(config, uri).child("backbones") if uri else None
     return load_backbone(found, cache_dir=kept, image_size=config.image_size, shelf=shelf)
+
+
+def open_trainable(config: RunConfig, found: Resolved, kept: Path) -> Trainable | None:
+    """Load a backbone to train it, if that is what the solver does; as `load_trainable` raises.
+
+    It is done before the images are embedded, so that a module which cannot be trained is told of
+    at once.
+    """
+    if config.solver != "finetune":
+        return None
+    return load_trainable(found, cache_dir=kept, image_size=config.image_size)
 
 
 def as_classifier(

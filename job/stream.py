@@ -112,7 +112,7 @@ def _load_all(
     ahead: int,
 ) -> Iterator[Loaded]:
     """Fetch and decode in `threads`, in order, at most `ahead` files ahead."""
-    load = _Loader(store, _one_at_a_core(decode), held)
+    load = _Loader(store, one_at_a_core(decode), held)
     pending: deque[Future[Loaded]] = deque()
     # No `with`: leaving that would wait for what is under way.
     pool = ThreadPoolExecutor(threads, thread_name_prefix="load")
@@ -127,7 +127,7 @@ def _load_all(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _one_at_a_core(decode: Decode) -> Decode:
+def one_at_a_core(decode: Decode) -> Decode:
     """Let as many threads decode at once as there are cores; the others may wait for the network.
 
     More would only take turns, and on a busy node their switching costs half the throughput.

@@ -10,50 +10,21 @@ from job import lbfgs, sgd
 from job.backbone import Backbone
 from job.calibrate import fit_temperature
 from job.checkpoints import Checkpoints
-from job.config import DISTORTIONS, RunConfig
+from job.config import RunConfig
 from job.dataset import Index, Split
-from job.distort import Distortion, view_loader, view_name
+from job.distort import view_loader, view_name
 from job.embed import Embeddings
 from job.fit import Fit, Pair, Session
 from job.head import Head
 from job.manifest import inputs_digest
 from job.progress import Progress
+from job.recipe import tuning_options
 from job.result import Result
 from job.sgd import SgdOptions
 from job.stages import Source, embed_images, open_cache
+from job.task import Solved, Task, distortion_of
 from job.views import embed_views
 from job.watch import Watch
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a solver is given, and where it says how it gets on."""
-
-    config: RunConfig
-    source: Source
-    embeddings: Embeddings
-    train: Pair
-    validation: Pair
-    session: Session
-    watch: Watch
-
-    @property
-    def classes(self) -> int:
-        """Give the number of labels."""
-        return len(self.embeddings.index.labels)
-
-
-@dataclass(frozen=True, slots=True)
-class Solved:
-    """What a solver found: the fit, the backbone that its head goes with, and two sides of it.
-
-    `validation` and `test` are embedded by that backbone, in the order of the index.
-    """
-
-    fit: Fit
-    backbone: Backbone
-    validation: Pair
-    test: Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +60,7 @@ def train(
         checkpoints,
     ):
         session = Session(advance, watch.observe, checkpoints)
-        task = Task(config, source, embeddings, training, validation, session, watch)
+        task = Task(config, source, embeddings, training, validation, session, watch, progress)
         solved = SOLVERS[config.solver](task)
         features, classes = solved.validation
         temperature = fit_temperature(solved.fit.head.logits(features), classes)
@@ -104,8 +75,7 @@ def training_side(
     config: RunConfig, source: Source, embeddings: Embeddings, progress: Progress, result: Result
 ) -> Pair:
     """Give the training images' embeddings and classes, their views behind them."""
-    distortion = Distortion(**{name: getattr(config, name) for name in DISTORTIONS})
-    backbone = source.backbone
+    distortion, backbone = distortion_of(config), source.backbone
 
     def embed_view(index: Index, view: int) -> Embeddings:
         cache = open_cache(config, backbone.digest, result, view_name(distortion, view))
@@ -120,10 +90,11 @@ def training_side(
 
 
 def steps_of(config: RunConfig, images: int) -> int:
-    """Give how many steps the solver will take at most, in its own kind of step."""
+    """Give how many steps the solver will take at most, each of its own kind."""
     if config.solver == "sgd":
         return config.steps
-    return len(lbfgs.L2_PATH) if config.l2 is None else 1
+    penalties = len(lbfgs.L2_PATH) if config.l2 is None else 1
+    return penalties + (tuning_options(config).steps(images) if config.solver == "finetune" else 0)
 
 
 def solve_lbfgs(task: Task) -> Solved:
@@ -136,10 +107,10 @@ def solve_sgd(task: Task) -> Solved:
     config = task.config
     options = SgdOptions(
         steps=config.steps,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate or SgdOptions().learning_rate,
         momentum=config.momentum,
         cosine=config.schedule == "cosine",
-        batch_size=config.train_batch_size,
+        batch_size=config.train_batch_size or SgdOptions().batch_size,
         eval_interval=config.eval_interval,
         validation_batch_size=config.validation_batch_size,
         l2=config.l2 or 0.0,
@@ -151,6 +122,14 @@ def solve_sgd(task: Task) -> Solved:
         watch=lambda step, head: task.watch.reached(step, head, lambda: backbone, config.steps),
     )  # fmt: skip
     return _as_embedded(task, found)
+
+
+def solve_finetune(task: Task) -> Solved:
+    """Run to the optimum, and train the backbone from there on."""
+    # Keras, which moves the weights, takes seconds to import.
+    from job.tuning import tune
+
+    return tune(task, _optimum(task))
 
 
 def _optimum(task: Task) -> Fit:
@@ -167,4 +146,8 @@ def _as_embedded(task: Task, fit: Fit) -> Solved:
     return Solved(fit, task.source.backbone, task.validation, test)
 
 
-SOLVERS: dict[str, Callable[[Task], Solved]] = {"lbfgs": solve_lbfgs, "sgd": solve_sgd}
+SOLVERS: dict[str, Callable[[Task], Solved]] = {
+    "lbfgs": solve_lbfgs,
+    "sgd": solve_sgd,
+    "finetune": solve_finetune,
+}

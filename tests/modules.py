@@ -14,6 +14,8 @@ from job.backbones.efficientnet_lite import BATCH_NORM_EPSILON, STAGE_STRIDES, V
 
 POOLING_SIZE = 32
 POOLING_FEATURES = 12
+CONV_SIZE = 16
+CONV_FEATURES = 6
 # Not all ones, so that an export that loses the variable gives other features.
 POOLING_GAIN = np.linspace(0.5, 2.0, POOLING_FEATURES, dtype=np.float32)
 
@@ -65,6 +67,67 @@ def write_pooling_signature(folder: Path, name: str = "serving_default", **optio
     module = Pooling(**{"shape_output": lambda features: {"features": features}, **options})
     signature = module.features.get_concrete_function()
     tf.saved_model.save(module, str(folder), signatures={name: signature})
+    return folder
+
+
+class ConvNorm(tf.Module):
+    """A convolution with stride 2 and batch normalisation, which learns statistics in training."""
+
+    def __init__(self, scope: str, inputs: int, outputs: int, trainable: bool) -> None:
+        super().__init__()
+        random = np.random.default_rng(inputs)
+        kernel = random.normal(0, 0.3, (3, 3, inputs, outputs)).astype(np.float32)
+        self.kernel = tf.Variable(kernel, trainable=trainable, name=f"{scope}kernel")
+        self.scale = tf.Variable(tf.ones(outputs), trainable=trainable, name=f"{scope}scale")
+        self.offset = tf.Variable(tf.ones(outputs), trainable=trainable, name=f"{scope}offset")
+        self.mean = tf.Variable(tf.fill(outputs, 0.1), trainable=False, name=f"{scope}mean")
+        self.variance = tf.Variable(tf.fill(outputs, 0.8), trainable=False, name=f"{scope}variance")
+
+    def __call__(self, x: tf.Tensor, training: bool) -> tf.Tensor:
+        """Map float32 [n,h,w,c] to float32 [n,h/2,w/2,c']."""
+        x = tf.nn.conv2d(x, self.kernel, 2, "SAME")
+        if training:
+            self.mean.assign(0.9 * self.mean + 0.1 * tf.reduce_mean(x, [0, 1, 2]))
+        x = (x - self.mean) * tf.math.rsqrt(self.variance + 1e-3) * self.scale + self.offset
+        return tf.nn.relu(x)
+
+
+class Conv(tf.Module):
+    """Two layers of `ConvNorm` and a mean over the picture: small, and all of it trainable."""
+
+    def __init__(self, *, scoped: bool = False, trainable: bool = True) -> None:
+        super().__init__()
+        scopes = ("block1/", "block2/") if scoped else ("", "")
+        self.first = ConvNorm(scopes[0], 3, 4, trainable)
+        self.second = ConvNorm(scopes[1], 4, CONV_FEATURES, trainable)
+        self.layers = [self.first, self.second]
+
+    @tf.function(autograph=False)
+    def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Map images, float32 [n,16,16,3], to features, float32 [n,6]."""
+        x = self.second(self.first(images, training), training)
+        return tf.reduce_mean(x, axis=[1, 2])
+
+
+class ListingConv(Conv):
+    """Has lists of its variables, as TF Hub's reusable SavedModels do."""
+
+    variables: Any = ()
+    trainable_variables: Any = ()
+
+    def __init__(self, **options: bool) -> None:
+        super().__init__(**options)
+        self.variables = [v for layer in self.layers for v in layer.variables]
+        self.trainable_variables = [v for layer in self.layers for v in layer.trainable_variables]
+
+
+def write_conv(folder: Path, *, lists: bool = True, **options: bool) -> Path:
+    """Write the convolutional module in TF2 format; `options` are those of `Conv`."""
+    module = ListingConv(**options) if lists else Conv(**options)
+    images = tf.TensorSpec([None, CONV_SIZE, CONV_SIZE, 3], tf.float32, name="images")
+    for training in (False, True):
+        module.__call__.get_concrete_function(images, training=training)
+    tf.saved_model.save(module, str(folder))
     return folder
 
 

@@ -50,7 +50,8 @@ def names_its_colours(version: Path) -> None:
     for label, colour in COLOURS.items():
         answer = served["serve_bytes"](image_bytes=tf.constant([jpeg(colour, seed=5)]))
         assert answer["classes"].numpy()[0, 0].decode() == label
-        pixels = np.broadcast_to(np.float32(colour) / 255, (1, 32, 32, 3))
+        spec = served["serving_default"].structured_input_signature[1]["image"]
+        pixels = np.broadcast_to(np.float32(colour) / 255, (1, *spec.shape[1:]))
         scores = served["serving_default"](image=tf.constant(pixels))["prediction"].numpy()
         assert labels[scores.argmax()] == label
         with tf.Graph().as_default() as graph:

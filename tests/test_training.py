@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from conftest import COLOURS
-from modules import write_pooling
+from modules import CONV_SIZE, write_conv, write_pooling_tf1
 from PIL import Image
 from test_pipeline import names_its_colours
 
@@ -51,8 +51,8 @@ class Job:
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pooling module in TF2 format."""
-    return write_pooling(tmp_path_factory.mktemp("module") / "tf2")
+    """A small convolutional module in TF2 format, which can be trained."""
+    return write_conv(tmp_path_factory.mktemp("module") / "tf2")
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ def job(colours: Path, module: Path, tmp_path: Path, capsys: Captured) -> Job:
 SOLVERS: dict[str, tuple[object, ...]] = {
     "lbfgs": ("--class-weights", "balanced"),
     "sgd": ("--solver", "sgd", "--steps", 300, "--learning-rate", 0.5, "--schedule", "cosine"),
+    "finetune": ("--solver", "finetune", "--epochs", 2, "--unfreeze", 1, "--flip-left-right"),
 }
 
 
@@ -73,14 +74,18 @@ def test_each_solver_publishes_what_names_the_colours(solver: str, job: Job) -> 
     code, result = job.run(*SOLVERS[solver])
     assert (code, result["status"]) == (0, "published")
     assert result["metrics"]["test_accuracy"] == 1.0
-    names_its_colours(job.models / str(result["version"]))
+    version = job.models / str(result["version"])
+    names_its_colours(version)
+    manifest = json.loads((version / "manifest.json").read_text())
+    of_inputs = manifest["inputs"]["backbone"]["digest"]
+    assert (manifest["features"] == of_inputs) == (solver != "finetune")
     assert job.run(*SOLVERS[solver])[1]["status"] == "unchanged"
     other = job.run(*SOLVERS[solver], "--l2", 0.3)[1]
     assert other["status"] == "published"
     assert job.weights(other) != job.weights(result)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["lbfgs", "sgd"])
 def test_a_run_that_is_stopped_in_fit_goes_on_to_the_same_bytes(
     solver: str, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +117,56 @@ def test_a_run_that_is_stopped_in_fit_goes_on_to_the_same_bytes(
     assert f"found {solver}" in calls
     assert job.weights(again) == job.weights(whole)
     assert not list((job.models / ".checkpoints").glob("*/*"))
+
+
+def test_fine_tuning_goes_on_where_it_was_stopped(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the third of its steps, to the same bytes of the head and of the backbone."""
+    flags = (*SOLVERS["finetune"], "--checkpoint-interval", 0)
+    code, whole = job.run(*flags)
+    assert code == 0
+    saved, steps = Checkpoints.save, []
+
+    def stop(self: Checkpoints, stage: str, state: Any) -> None:
+        saved(self, stage, state)
+        steps.append(stage)
+        if steps.count("finetune") == 3:
+            raise Terminated
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stop)
+        assert job.run(*flags, "--force")[0] == 143
+    assert len(list((job.models / ".checkpoints").glob("*/finetune"))) == 1
+    steps.clear()
+    monkeypatch.setattr(Checkpoints, "save", lambda self, stage, state: steps.append(stage))
+    code, again = job.run(*flags, "--force")
+    assert code == 0
+    images = whole["images"]["train"]
+    assert steps.count("finetune") == 2 * -(-images // 32) - 3
+    assert job.weights(again) == job.weights(whole)
+    graphs = [job.models / str(r["version"]) / "frozen_graph.pb" for r in (whole, again)]
+    assert graphs[0].read_bytes() == graphs[1].read_bytes()
+
+
+def test_a_tuned_version_is_compared_by_its_own_backbone(job: Job) -> None:
+    """A later head on the untuned backbone is held against what the version really answers."""
+    assert job.run(*SOLVERS["finetune"])[0] == 0
+    code, result = job.run("--force")
+    assert (code, result["status"]) == (0, "published")
+    report = job.models / str(result["version"]) / "report/metrics.json"
+    comparison = json.loads(report.read_text())["comparison"]
+    assert (comparison["accuracy_before"], comparison["accuracy_after"]) == (1.0, 1.0)
+
+
+def test_a_module_that_cannot_be_trained_is_refused(job: Job, tmp_path: Path) -> None:
+    """TF1 Hub's format has no gradients: exit code 2, before any image is embedded."""
+    module = write_pooling_tf1(tmp_path / "tf1")
+    code, result = job.run("--solver", "finetune", "--backbone", module)
+    assert code == 2
+    assert "cannot be trained" in result["error"]["message"]
+    assert "lbfgs" in result["error"]["hint"]
+    assert "embed" not in result["seconds"]
 
 
 def test_views_are_embedded_once(job: Job) -> None:
@@ -146,7 +201,7 @@ def test_tflite_models_are_published_with_their_scores(job: Job) -> None:
         assert form.file in page
         runner = Interpreter(str(folder / form.file)).get_signature_runner("serving_default")
         for label, colour in COLOURS.items():
-            pixels = np.full((1, 32, 32, 3), colour, np.uint8)
+            pixels = np.full((1, CONV_SIZE, CONV_SIZE, 3), colour, np.uint8)
             image = pixels if form.integers else np.float32(pixels) / 255
             assert labels[runner(image=image)["prediction"].argmax()] == label
     assert job.run("--formats", "tflite-int8, saved_model")[1]["status"] == "published"
@@ -191,7 +246,7 @@ def test_a_run_leaves_summaries_and_graphs_on_the_way(job: Job, tmp_path: Path) 
     definition = tf.compat.v1.GraphDef.FromString(graphs[0].read_bytes())
     with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
         tf.import_graph_def(definition, name="")
-        pixels = np.full((1, 32, 32, 3), (0, 1, 1), np.float32)
+        pixels = np.full((1, CONV_SIZE, CONV_SIZE, 3), (0, 1, 1), np.float32)
         assert session.run("final_result:0", {"image:0": pixels}).argmax() == 0
 
 

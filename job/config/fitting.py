@@ -9,7 +9,7 @@ from job.config.declare import did_you_mean, flag, option
 from job.config.inputs import InputOptions
 from job.errors import ConfigError
 
-LBFGS, SGD = "lbfgs", "sgd"
+LBFGS, SGD, FINETUNE = "lbfgs", "sgd", "finetune"
 
 # What `--formats` knows beside the SavedModel and the frozen graph: `tflite.FORMATS`.
 TFLITE = ("tflite-float16", "tflite-dynamic", "tflite-int8")
@@ -24,11 +24,17 @@ DECIDING: dict[str, tuple[str, ...]] = {
         "l2", "class_weights", "views", *DISTORTIONS, "steps", "learning_rate", "momentum",
         "schedule", "train_batch_size",
     ),
+    FINETUNE: (
+        "l2", "class_weights", *DISTORTIONS, "learning_rate", "train_batch_size", "epochs",
+        "unfreeze", "backbone_learning_rate", "warmup", "weight_decay", "label_smoothing",
+        "augment", "ema", "patience", "mixed_precision", "accumulate",
+    ),
 }  # fmt: skip
 # These only say what is seen of it.
 WATCHING: dict[str, tuple[str, ...]] = {
     LBFGS: (),
     SGD: ("eval_interval", "validation_batch_size", "intermediate_interval"),
+    FINETUNE: ("intermediate_interval",),
 }
 
 
@@ -37,7 +43,8 @@ class FitOptions(InputOptions):
     """The solver, and what it is told."""
 
     solver: str = option(
-        "How the head is found: lbfgs (the exact optimum) or sgd (retrain.py's loop).",
+        "How the head is found: lbfgs (the exact optimum), sgd (retrain.py's loop) or finetune "
+        "(lbfgs, and then the layers of the backbone with it).",
         LBFGS, choices=tuple(DECIDING),
     )  # fmt: skip
     l2: float | None = option(
@@ -67,18 +74,62 @@ class FitOptions(InputOptions):
         0, low=0, high=100,
     )  # fmt: skip
     steps: int = option("Steps of sgd.", 4000, low=1)
-    learning_rate: float = option("Step size of sgd.", 0.01, low=1e-9, high=1e3)
+    learning_rate: float | None = option(
+        "Step size of sgd (0.01 when it is not given), and of finetune for the head (0.001).",
+        low=1e-9, high=1e3,
+    )  # fmt: skip
     momentum: float = option("Momentum of sgd.", 0.0, low=0, high=0.999)
     schedule: str = option(
         "How the learning rate of sgd goes on: constant, or by a cosine to 0.", "constant",
         choices=("constant", "cosine"),
     )  # fmt: skip
-    train_batch_size: int = option("Training images a step of sgd.", 100, low=1, high=65536)
+    train_batch_size: int | None = option(
+        "Training images a step of sgd (100 when it is not given) or finetune (32).",
+        low=1, high=65536,
+    )  # fmt: skip
     eval_interval: int = option("Steps of sgd between two looks at its scores.", 10, low=1)
     validation_batch_size: int | None = option(
         "Validation images at each look of sgd, or `all`.", 100, low=1, special="all"
     )
 
+    epochs: int = option(
+        "How often finetune takes each training image, at most.", 5, low=1, high=10000
+    )
+    unfreeze: int | None = option(
+        "Layers of the backbone that finetune trains, from the last one on, or `all`.",
+        low=0, special="all",
+    )  # fmt: skip
+    backbone_learning_rate: float = option(
+        "Step size of finetune for the backbone.", 1e-4, low=0, high=10
+    )
+    warmup: float = option(
+        "Share of finetune's steps in which both rates rise from 0; then they fall by a cosine.",
+        0.1, low=0, high=1,
+    )  # fmt: skip
+    weight_decay: float = option(
+        "AdamW's decay of the backbone's kernels in finetune.", 0.01, low=0, high=1
+    )
+    label_smoothing: float = option(
+        "Share of a label that finetune gives to all labels alike.", 0.0, low=0, high=0.9
+    )
+    augment: str = option(
+        "What finetune does to training images besides the distortions.", "none",
+        choices=("none", "mixup", "cutmix", "randaugment"),
+    )  # fmt: skip
+    ema: float = option(
+        "Decay a step of the average of finetune's weights, which is then what is kept; 0: off.",
+        0.0, low=0, high=0.99999,
+    )  # fmt: skip
+    patience: int | None = option(
+        "Epochs of finetune without a better validation loss after which it stops, or `never`.",
+        3, low=1, special="never",
+    )  # fmt: skip
+    mixed_precision: bool = option("Have finetune multiply in float16; needs a GPU.", False)
+    accumulate: int | None = option(
+        "Pieces that a batch of finetune is cut into, or `auto`: 1 on a GPU, and on a CPU of 8 "
+        "images.",
+        low=1, high=65536, special="auto",
+    )  # fmt: skip
     formats: str = option(
         "What is exported beside the SavedModel and the frozen graph, with commas between: "
         "tflite-float16, tflite-dynamic, tflite-int8.",
@@ -98,6 +149,11 @@ class FitOptions(InputOptions):
         """Give the TFLite formats that are asked for, in the order of TFLITE."""
         asked = {name.strip() for name in self.formats.split(",")}
         return tuple(name for name in TFLITE if name in asked)
+
+    @property
+    def is_distorted(self) -> bool:
+        """Tell whether training images are distorted."""
+        return any(getattr(self, name) for name in DISTORTIONS)
 
     def decisions(self) -> dict[str, Any]:
         """Give the options that decide what is trained and published, by name."""
@@ -123,7 +179,7 @@ class FitOptions(InputOptions):
                     "are always there",
                 )
         distorted = [flag(name) for name in DISTORTIONS if getattr(self, name)]
-        if distorted and not self.views:
+        if distorted and self.solver != FINETUNE and not self.views:
             raise ConfigError(
                 f"{', '.join(distorted)} with --views 0 would distort nothing",
                 hint="give --views, the number of distorted views of each training image: 2 or so",

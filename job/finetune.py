@@ -1,0 +1,296 @@
+"""Fine-tuning: from the best head on a frozen backbone, both are trained on by gradient descent.
+
+The head starts at its optimum, so that the backbone's first gradients mean something
+(arXiv:2202.10054). The weights that validate best are kept, those of the start among them: what
+comes out is never worse on the validation images than what went in.
+
+A run depends on its seed and inputs alone. On a CPU it gives the same bytes each time, however
+often it was stopped after a checkpoint and went on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from job.augment import AUGMENTATIONS, augment
+from job.backbone import Backbone
+from job.descent import Descent, precision
+from job.errors import ConfigError
+from job.feed import Feed, FinetuneData, Side, draw, split_evenly
+from job.fit import Observe
+from job.guard import beat
+from job.head import Head
+from job.microbatch import MicroBatches
+from job.progress import log
+from job.recipe import CLASS_WEIGHTS, FinetuneOptions
+from job.trainable import Trainable
+
+# Bytes of decoded images that are kept: 7,000 of 224 x 224 pixels.
+KEPT = 2**30
+
+# Images that are scored together; rounding aside it changes nothing.
+SCORED = 128
+
+# Maps images float32 `[n,h,w,3]` and seeds int32 `[n,2]` to images of the same shape.
+Distort = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+Watch = Callable[[int, Callable[[], tuple[Backbone, Head]]], None]
+
+# Given the `arrays` and the `meta` of a `State`.
+Checkpoint = Callable[[dict[str, np.ndarray], dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that a run needs to go on: `arrays`, and `meta`, an object that JSON can hold."""
+
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Finetuned:
+    """The weights that validated best.
+
+    `validation_loss` (nats) and `validation_accuracy` are theirs, `start_loss` is the head's that
+    training began with, `best_step` how many steps they took (0: none did better than the start)
+    and `steps` how many were taken.
+    """
+
+    backbone: Backbone
+    head: Head
+    validation_loss: float
+    validation_accuracy: float
+    start_loss: float
+    best_step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a run is; `stale` counts the epochs since the validation loss fell last."""
+
+    step: int = 0
+    start_loss: float = 0.0
+    best_loss: float = 0.0
+    best_accuracy: float = 0.0
+    best_step: int = 0
+    stale: int = 0
+
+
+def finetune(
+    trainable: Trainable,
+    head: Head,
+    data: FinetuneData,
+    options: FinetuneOptions,
+    *,
+    threads: int = 8,
+    memory: int = KEPT,
+    distort: Distort | None = None,
+    observe: Observe = lambda side, step, **values: None,
+    advance: Callable[[int], None] = lambda steps: None,
+    due: Callable[[], bool] = lambda: False,
+    checkpoint: Checkpoint = lambda arrays, meta: None,
+    watch: Watch = lambda step, model: None,
+    resume: State | None = None,
+) -> Finetuned:
+    """Train the head and the last layers of a backbone; `trainable` has the best weights after it.
+
+    Both are trained from the weights they have; `options` are within the command line's bounds.
+    `threads` images are read and decoded at once, and `memory` bytes of them kept. `observe` is
+    told of figures, `advance` how many of `options.steps(n)` are done, and `watch` after each how
+    many, and what gives the backbone and head as they are then. Where `due` says so, `checkpoint`
+    is given the parts of a `State`, with which as `resume` a run of the same inputs goes on.
+
+    Raises ConfigError for a setting that is unknown or not for this machine, a loss that is not
+    finite, or too little memory; UnavailableError for an image that cannot be read any more.
+    """
+    batches = MicroBatches(options.train_batch_size, options.accumulate)
+    feed = Feed(data, threads=threads, memory=memory)
+    with contextlib.closing(batches), precision(options):
+        loop = _Loop(trainable, head, data, options, batches, feed, distort, observe)
+        loop.restore(resume)
+        advance(loop.standing.step)
+        for _ in loop.steps():
+            advance(1)
+            watch(loop.standing.step, loop.model)
+            if due():
+                loop.save(checkpoint)
+    return loop.finish()
+
+
+class _Loop:
+    def __init__(
+        self,
+        trainable: Trainable,
+        head: Head,
+        data: FinetuneData,
+        options: FinetuneOptions,
+        batches: MicroBatches,
+        feed: Feed,
+        distort: Distort | None,
+        observe: Observe,
+    ) -> None:
+        _check(options)
+        self.standing = Standing()
+        self._trainable, self._data, self._options = trainable, data, options
+        self._batches, self._feed, self._distort, self._observe = batches, feed, distort, observe
+        self._classes = head.bias.size
+        self._per_epoch = options.steps_per_epoch(len(data.train.rows))
+        self._last = options.steps(len(data.train.rows))
+        self._origin = _fingerprint(trainable, head, data, options)
+        self._descent = Descent(trainable, head, options, self._last)
+        self._best = self._descent.weights()
+
+    def steps(self) -> Iterator[None]:
+        """Train; yields after each step, when `state` is that of a run to go on from."""
+        if self.standing.step == 0:
+            loss, accuracy = self._validate()
+            self.standing = Standing(0, loss, loss, accuracy)
+        first = self.standing.step
+        rows = (self._data.train.rows[places] for places in self._plan(first))
+        with contextlib.closing(self._feed.batches(self._data.train, rows)) as pictures:
+            for places, images in zip(self._plan(first), pictures, strict=True):
+                if self._options.patience and self.standing.stale >= self._options.patience:
+                    break
+                self._train(images, self._data.train.classes[places])
+                if self.standing.step % self._per_epoch == 0:
+                    self._judge()
+                yield
+
+    def state(self) -> State:
+        """Give all that `restore` needs."""
+        best = {f"best/{i}": value for i, value in enumerate(self._best)}
+        meta = {
+            **asdict(self.standing),
+            "micro_batch": self._batches.size,
+            "loss_scale": self._descent.loss_scale,
+            "origin": self._origin,
+        }
+        return State(self._descent.arrays() | best, meta)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Hand out the state."""
+        state = self.state()
+        checkpoint(state.arrays, state.meta)
+
+    def restore(self, state: State | None) -> None:
+        """Go on from a state; one of another run is left alone, and the log says so."""
+        if state is None:
+            return None
+        now = self.state()
+        if state.meta.get("origin") != self._origin or _shapes(state) != _shapes(now):
+            message = "the checkpoint is of other settings or images: fine-tuning starts over"
+            return log(message, level=logging.WARNING)
+        self.standing = Standing(**{name: state.meta[name] for name in asdict(self.standing)})
+        self._batches.size = state.meta["micro_batch"]
+        self._descent.loss_scale = state.meta["loss_scale"]
+        self._best = [state.arrays[f"best/{i}"] for i in range(len(self._best))]
+        self._descent.load(state.arrays)
+        return None
+
+    def model(self) -> tuple[Backbone, Head]:
+        """Freeze the weights as they are now."""
+        kernel, bias, *_ = self._descent.weights()
+        return self._trainable.frozen(), Head(kernel, bias)
+
+    def finish(self) -> Finetuned:
+        """Put the best weights into the variables and freeze them."""
+        self._descent.assign(self._best)
+        at = self.standing
+        return Finetuned(
+            backbone=self._trainable.frozen(),
+            head=Head(self._best[0], self._best[1]),
+            validation_loss=at.best_loss,
+            validation_accuracy=at.best_accuracy,
+            start_loss=at.start_loss,
+            best_step=at.best_step,
+            steps=at.step,
+        )
+
+    def _plan(self, first: int) -> Iterator[np.ndarray]:
+        """Give the places among the training images of each step from `first` on."""
+        options = self._options
+        balanced = options.class_weights == "balanced"
+        for epoch in range(first // self._per_epoch, options.epochs):
+            places = draw(options.seed, epoch, self._data.train.classes, balanced=balanced)
+            batches = split_evenly(places, options.train_batch_size)
+            yield from batches[max(0, first - epoch * self._per_epoch) :]
+
+    def _train(self, images: np.ndarray, classes: np.ndarray) -> None:
+        options, step = self._options, self.standing.step
+        pixels = _as_float(images)
+        if self._distort:
+            random = np.random.default_rng([options.seed, step, 1])
+            seeds = random.integers(2**31, size=(len(classes), 2), dtype=np.int32)
+            pixels = self._distort(pixels, tf.constant(seeds))
+        smoothing = options.label_smoothing
+        targets = self._one_hot(classes) * (1 - smoothing) + smoothing / self._classes
+        pixels, targets = augment(options.augment, pixels, targets, options.seed, step)
+        values = self._descent.step(pixels, targets, self._batches)
+        beat()
+        self.standing = replace(self.standing, step=step + 1)
+        self._observe("train", step + 1, **values)
+
+    def _judge(self) -> None:
+        """Validate after an epoch, and keep the weights if they are the best so far."""
+        with self._descent.averaged():
+            loss, accuracy = self._validate()
+            if loss < self.standing.best_loss:
+                self._best = self._descent.weights()
+                step = self.standing.step
+                self.standing = replace(
+                    self.standing, best_loss=loss, best_accuracy=accuracy, best_step=step, stale=0
+                )
+            else:
+                self.standing = replace(self.standing, stale=self.standing.stale + 1)
+
+    def _validate(self) -> tuple[float, float]:
+        """Give the mean log loss in nats and the accuracy on the validation images."""
+        side = self._data.validation
+        parts = split_evenly(np.arange(len(side.rows)), SCORED)
+        sums = np.zeros(2)
+        rows = (side.rows[part] for part in parts)
+        with contextlib.closing(self._feed.batches(side, rows)) as pictures:
+            for part, images in zip(parts, pictures, strict=True):
+                targets = self._one_hot(side.classes[part])
+                sums += self._descent.score(_as_float(images), targets, self._batches)
+        loss, accuracy = (sums / len(side.rows)).tolist()
+        self._observe("validation", self.standing.step, loss=loss, accuracy=accuracy)
+        return loss, accuracy
+
+    def _one_hot(self, classes: np.ndarray) -> tf.Tensor:
+        return tf.one_hot(classes, self._classes)
+
+
+def _as_float(images: np.ndarray) -> tf.Tensor:
+    return tf.constant(images.astype(np.float32) / np.float32(255))
+
+
+def _check(options: FinetuneOptions) -> None:
+    known = {"augment": tuple(AUGMENTATIONS), "class_weights": CLASS_WEIGHTS}
+    for name, choices in known.items():
+        if (value := getattr(options, name)) not in choices:
+            raise ConfigError(f"no such {name}: {value}", hint=f"use {', '.join(choices)}")
+
+
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in state.arrays.items()}
+
+
+def _fingerprint(
+    trainable: Trainable, head: Head, data: FinetuneData, options: FinetuneOptions
+) -> str:
+    """Give a SHA-256, in hex, of what the run depends on; of images the numbers and classes."""
+    digest = hashlib.sha256(repr((tf.__version__, trainable.digest(), options)).encode())
+    sides: tuple[Side, ...] = (data.train, data.validation)
+    for array in (head.kernel, head.bias, *(a for s in sides for a in (s.rows, s.classes))):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

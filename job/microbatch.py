@@ -1,0 +1,79 @@
+"""A batch in pieces: what does not fit into memory at once, or what several cores share."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import tensorflow as tf
+
+from job.errors import ConfigError
+from job.guard import beat
+from job.progress import log
+
+# On a CPU a core works on so many images at once: more are no faster and take more memory. It is
+# the same on every machine, because sums round otherwise in another order.
+CPU_PIECE = 8
+
+# Maps tensors `[n,...]` to tensors that are sums over the n.
+Sums = Callable[..., Sequence[tf.Tensor]]
+
+
+class MicroBatches:
+    """Adds up over a batch, `size` examples at once; halved for good when memory runs out.
+
+    On a CPU several pieces go on at once, one a core, since `progress.import_tensorflow` gives an
+    operation one thread. They are added in their order, whichever is done first.
+    """
+
+    def __init__(self, batch_size: int, accumulate: int | None) -> None:
+        """Cut batches of `batch_size` into `accumulate` pieces; None: 1 on a GPU, or of 8."""
+        on_gpu = bool(tf.config.list_physical_devices("GPU"))
+        pieces = accumulate or (1 if on_gpu else -(-batch_size // CPU_PIECE))
+        self.size = -(-batch_size // pieces)
+        self._workers = 1 if on_gpu else len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="step")
+
+    def total(self, function: Sums, *batch: tf.Tensor) -> list[tf.Tensor]:
+        """Give the sums of what `function` gives for the pieces of a batch, tensors `[n,...]`.
+
+        Raises ConfigError when not even one example fits into the device's memory.
+        """
+        while True:
+            try:
+                return self._total(function, batch)
+            except tf.errors.ResourceExhaustedError as error:
+                self._shrink(error)
+
+    def close(self) -> None:
+        """Let go of the threads; what is under way is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _total(self, function: Sums, batch: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        starts = range(0, len(batch[0]), self.size)
+        sums: list[tf.Tensor] = []
+        for first in range(0, len(starts), self._workers):
+            pieces = [
+                [part[start : start + self.size] for part in batch]
+                for start in starts[first : first + self._workers]
+            ]
+            many: Any = self._pool.map if len(pieces) > 1 else map
+            for found in many(lambda piece: function(*piece), pieces):
+                beat()
+                sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else list(found)
+        return sums
+
+    def _shrink(self, error: tf.errors.ResourceExhaustedError) -> None:
+        if self.size == 1:
+            raise ConfigError(
+                "one image does not fit into the device's memory while its gradient is computed",
+                hint="use a device with more memory, a smaller --backbone or --image-size, or "
+                "--unfreeze fewer layers",
+            ) from error
+        half = self.size // 2
+        message = f"out of memory with {self.size} images at once: going on with {half}"
+        log(message, level=logging.WARNING, micro_batch=half)
+        self.size = half

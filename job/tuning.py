@@ -1,0 +1,105 @@
+"""The step from an optimal head to a backbone that was trained with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from job.checkpoints import Checkpoints
+from job.dataset import Split
+from job.distort import distort_batch, padded_size
+from job.errors import UnavailableError
+from job.feed import FinetuneData, Side
+from job.finetune import Finetuned, State, finetune
+from job.fit import Fit
+from job.images import loader
+from job.recipe import tuning_options
+from job.stages import embed_images
+from job.task import Solved, Task, distortion_of
+
+STAGE = "finetune"
+
+# The entry of a kept state that has all but its arrays.
+META = "meta"
+
+
+def tune(task: Task, start: Fit) -> Solved:
+    """Train the backbone from `start` on, and embed the other two sides with what came of it.
+
+    Raises ConfigError and UnavailableError as `finetune.finetune` does.
+    """
+    config, session, trainable = task.config, task.session, task.source.trainable
+    assert trainable is not None  # noqa: S101 - the pipeline loads one for this solver
+    distortion, size = distortion_of(config), trainable.image_size
+    options = replace(tuning_options(config), l2=start.l2)
+
+    def distort(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        return distort_batch(images, distortion, seeds, size)
+
+    checkpoints = session.checkpoints
+    saved = checkpoints.load(STAGE)
+    found = finetune(
+        trainable,
+        start.head,
+        _data(task),
+        options,
+        threads=config.fetch_threads,
+        distort=distort if distortion.is_any else None,
+        observe=session.observe,
+        advance=session.advance,
+        due=checkpoints.due,
+        checkpoint=lambda arrays, meta: _keep(checkpoints, arrays, meta),
+        watch=lambda step, model: task.watch.reached(
+            step, lambda: model()[1], lambda: model()[0], options.steps(len(task.train[1]))
+        ),
+        resume=None if saved is None else _state(saved),
+    )
+    return _solved(task, found, start.l2)
+
+
+def _solved(task: Task, found: Finetuned, l2: float) -> Solved:
+    """Embed the sides that are scored with the backbone as it is now."""
+    examples = task.embeddings.index.examples
+    others = task.embeddings.index.without(e.name for e in examples if e.split is Split.TRAIN)
+    source = replace(task.source, backbone=found.backbone, cache=None)
+    tuned = embed_images(task.config, source, others, task.progress, "embed again")
+    if tuned.skipped:
+        first = tuned.skipped[0]
+        raise UnavailableError(
+            f"{first.name} cannot be read any more: {first.reason}",
+            hint="run again; leave the images alone while a job runs",
+        )
+    validation = tuned.side(Split.VALIDATION)
+    loss = found.head.log_loss(*validation)
+    fit = Fit(found.head, l2, None, loss, None, found.steps)
+    return Solved(fit, found.backbone, validation, tuned.side(Split.TEST))
+
+
+def _data(task: Task) -> FinetuneData:
+    """Give the images as files; those of the training side larger, where parts are cut out."""
+    config, embeddings, store = task.config, task.embeddings, task.source.plan.data
+    size, examples = task.source.backbone.image_size, embeddings.index.examples
+    sizes = {Split.TRAIN: padded_size(size, distortion_of(config)), Split.VALIDATION: size}
+
+    def side(split: Split) -> Side:
+        rows = embeddings.index.rows(split)
+        decode = loader(sizes[split], exact=config.exact_decode, max_pixels=config.max_pixels)
+        return Side(np.arange(rows.start, rows.stop), embeddings.side(split)[1], decode)
+
+    return FinetuneData(
+        lambda row: store.read(examples[row].name, examples[row].entry),
+        side(Split.TRAIN),
+        side(Split.VALIDATION),
+    )
+
+
+def _keep(checkpoints: Checkpoints, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    checkpoints.save(STAGE, lambda: arrays | {META: np.array(json.dumps(meta))})
+
+
+def _state(saved: dict[str, np.ndarray]) -> State:
+    return State({k: v for k, v in saved.items() if k != META}, json.loads(str(saved[META])))
