@@ -113,6 +113,11 @@ class Descent:
         finally:
             self.assign(live)
 
+    @property
+    def steps(self) -> int:
+        """Give how many steps the variables have taken."""
+        return int(self._optimizers[0][0].iterations)
+
     def weights(self) -> list[np.ndarray]:
         """Give the values of `variables`."""
         return [variable.numpy() for variable in self.variables]

@@ -14,8 +14,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
 
 import numpy as np
 import tensorflow as tf
@@ -31,6 +30,7 @@ from job.head import Head
 from job.microbatch import MicroBatches
 from job.progress import log
 from job.recipe import CLASS_WEIGHTS, FinetuneOptions
+from job.standing import Checkpoint, Finetuned, Standing, State
 from job.trainable import Trainable
 
 # Bytes of decoded images that are kept: 7,000 of 224 x 224 pixels.
@@ -42,47 +42,6 @@ SCORED = 128
 # Maps images float32 `[n,h,w,3]` and seeds int32 `[n,2]` to images of the same shape.
 Distort = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 Watch = Callable[[int, Callable[[], tuple[Backbone, Head]]], None]
-
-# Given the `arrays` and the `meta` of a `State`.
-Checkpoint = Callable[[dict[str, np.ndarray], dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """All that a run needs to go on: `arrays`, and `meta`, an object that JSON can hold."""
-
-    arrays: dict[str, np.ndarray]
-    meta: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Finetuned:
-    """The weights that validated best.
-
-    `validation_loss` (nats) and `validation_accuracy` are theirs, `start_loss` is the head's that
-    training began with, `best_step` how many steps they took (0: none did better than the start)
-    and `steps` how many were taken.
-    """
-
-    backbone: Backbone
-    head: Head
-    validation_loss: float
-    validation_accuracy: float
-    start_loss: float
-    best_step: int
-    steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How far a run is; `stale` counts the epochs since the validation loss fell last."""
-
-    step: int = 0
-    start_loss: float = 0.0
-    best_loss: float = 0.0
-    best_accuracy: float = 0.0
-    best_step: int = 0
-    stale: int = 0
 
 
 def finetune(
@@ -103,11 +62,11 @@ def finetune(
 ) -> Finetuned:
     """Train the head and the last layers of a backbone; `trainable` has the best weights after it.
 
-    Both are trained from the weights they have; `options` are within the command line's bounds.
     `threads` images are read and decoded at once, and `memory` bytes of them kept. `observe` is
     told of figures, `advance` how many of `options.steps(n)` are done, and `watch` after each how
-    many, and what gives the backbone and head as they are then. Where `due` says so, `checkpoint`
-    is given the parts of a `State`, with which as `resume` a run of the same inputs goes on.
+    many, and what gives the backbone and head as they are then. Where `due` says so, or an error or
+    a signal ends the run, `checkpoint` is given the parts of a `State`, with which as `resume` a
+    run of the same inputs goes on.
 
     Raises ConfigError for a setting that is unknown or not for this machine, a loss that is not
     finite, or too little memory; UnavailableError for an image that cannot be read any more.
@@ -116,13 +75,13 @@ def finetune(
     feed = Feed(data, threads=threads, memory=memory)
     with contextlib.closing(batches), precision(options):
         loop = _Loop(trainable, head, data, options, batches, feed, distort, observe)
-        loop.restore(resume)
-        advance(loop.standing.step)
-        for _ in loop.steps():
-            advance(1)
-            watch(loop.standing.step, loop.model)
-            if due():
-                loop.save(checkpoint)
+        advance(loop.restore(resume))
+        with loop.saving(checkpoint):
+            for _ in loop.steps():
+                advance(1)
+                watch(loop.standing.step, loop.model)
+                if due():
+                    loop.save(checkpoint)
     return loop.finish()
 
 
@@ -148,6 +107,7 @@ class _Loop:
         self._origin = _fingerprint(trainable, head, data, options)
         self._descent = Descent(trainable, head, options, self._last)
         self._best = self._descent.weights()
+        self._whole = -1
 
     def steps(self) -> Iterator[None]:
         """Train; yields after each step, when `state` is that of a run to go on from."""
@@ -163,6 +123,7 @@ class _Loop:
                 self._train(images, self._data.train.classes[places])
                 if self.standing.step % self._per_epoch == 0:
                     self._judge()
+                self._whole = self.standing.step
                 yield
 
     def state(self) -> State:
@@ -176,25 +137,43 @@ class _Loop:
         }
         return State(self._descent.arrays() | best, meta)
 
+    @contextlib.contextmanager
+    def saving(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """Hand out what an error would lose, where the last step has all that belongs to it.
+
+        A signal mostly comes while gradients are computed, so it has.
+        """
+        try:
+            yield
+        except BaseException:
+            if self._whole == self.standing.step == self._descent.steps:
+                self.save(checkpoint)
+            raise
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Hand out the state."""
+        self._whole = -1  # once is enough
         state = self.state()
         checkpoint(state.arrays, state.meta)
 
-    def restore(self, state: State | None) -> None:
-        """Go on from a state; one of another run is left alone, and the log says so."""
+    def restore(self, state: State | None) -> int:
+        """Go on from a state, and give the steps that are done.
+
+        One of another run is left alone, and the log says so.
+        """
         if state is None:
-            return None
+            return 0
         now = self.state()
         if state.meta.get("origin") != self._origin or _shapes(state) != _shapes(now):
             message = "the checkpoint is of other settings or images: fine-tuning starts over"
-            return log(message, level=logging.WARNING)
+            log(message, level=logging.WARNING)
+            return 0
         self.standing = Standing(**{name: state.meta[name] for name in asdict(self.standing)})
         self._batches.size = state.meta["micro_batch"]
         self._descent.loss_scale = state.meta["loss_scale"]
         self._best = [state.arrays[f"best/{i}"] for i in range(len(self._best))]
         self._descent.load(state.arrays)
-        return None
+        return self.standing.step
 
     def model(self) -> tuple[Backbone, Head]:
         """Freeze the weights as they are now."""

@@ -14,11 +14,12 @@ from job.dataset import Split
 from job.distort import distort_batch, padded_size
 from job.errors import UnavailableError
 from job.feed import FinetuneData, Side
-from job.finetune import Finetuned, State, finetune
+from job.finetune import finetune
 from job.fit import Fit
 from job.images import loader
 from job.recipe import tuning_options
 from job.stages import embed_images
+from job.standing import Finetuned, State
 from job.task import Solved, Task, distortion_of
 
 STAGE = "finetune"

@@ -22,12 +22,13 @@ from job.backbone import resolve
 from job.descent import Descent
 from job.errors import ConfigError, UnavailableError
 from job.feed import AHEAD, Feed, FinetuneData, Side, draw, split_evenly
-from job.finetune import Finetuned, State, finetune
+from job.finetune import finetune
 from job.guard import Terminated
 from job.head import Head
 from job.images import loader
 from job.microbatch import MicroBatches
 from job.recipe import FinetuneOptions
+from job.standing import Finetuned, State
 from job.trainable import Trainable, load_trainable
 
 # 30 images in 3 steps an epoch, and 12 to validate on.
@@ -130,7 +131,7 @@ def test_the_loss_falls_and_the_figures_are_those_of_the_result(
     assert sum(steps) == tuned.steps == options.steps(TRAIN) == 12
     assert [step for side, step, _ in log if side == "validation"] == [0, 3, 6, 9, 12]
     assert tuned.start_loss == pytest.approx(np.log(3), abs=1e-6)
-    images = np.stack([DATA.decode(DATA.read(row)) for row in DATA.validation.rows])
+    images = np.stack([DECODE(DATA.read(row)) for row in DATA.validation.rows])
     features = tuned.backbone.embed(images).numpy()
     found = tuned.head.log_loss(features, DATA.validation.classes)
     assert found == pytest.approx(tuned.validation_loss, abs=2e-3)  # pixels were rounded to 8 bits
@@ -217,6 +218,41 @@ def test_a_signal_ends_training_at_once(tune: Callable[..., Finetuned]) -> None:
         tune(checkpoint=stop, due=lambda: True)
 
 
+@pytest.mark.parametrize("call", [0, 1, 3, 5])
+def test_a_signal_between_checkpoints_saves_the_last_whole_step(
+    call: int, tune: Callable[..., Finetuned]
+) -> None:
+    """It comes while a batch is worked on; what was done before is not done again."""
+    options, calls, kept = with_(ema=0.5), iter(range(100)), Checkpoints()
+
+    def stop(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        if next(calls) == call:
+            raise Terminated
+        return images
+
+    def keep(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        return images
+
+    with pytest.raises(Terminated):
+        tune(options, distort=stop, checkpoint=kept)
+    assert [state.meta["step"] for state in kept] == ([call] if call else [])
+    resume = kept[0] if kept else None
+    assert same(tune(options, distort=keep, resume=resume), tune(options, distort=keep))
+
+
+def test_a_signal_before_an_epoch_is_judged_saves_nothing(tune: Callable[..., Finetuned]) -> None:
+    """The weights are there, and the validation that belongs to them is not."""
+    kept = Checkpoints()
+
+    def stop(side: str, step: int, **values: float) -> None:
+        if (side, step) == ("train", 3):
+            raise Terminated
+
+    with pytest.raises(Terminated):
+        tune(observe=stop, checkpoint=kept)
+    assert kept == []
+
+
 def test_a_checkpoint_of_another_run_is_left_alone(
     tune: Callable[..., Finetuned], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,7 +275,7 @@ def test_patience_returns_the_best_weights(tune: Callable[..., Finetuned]) -> No
     assert len(losses) == best + 1 + 3 < 16
     assert (tuned.best_step, tuned.steps) == (3 * best, 3 * (len(losses) - 1))
     assert tuned.validation_loss == min(losses)
-    images = np.stack([DATA.decode(DATA.read(row)) for row in DATA.validation.rows])
+    images = np.stack([DECODE(DATA.read(row)) for row in DATA.validation.rows])
     found = tuned.head.log_loss(tuned.backbone.embed(images).numpy(), DATA.validation.classes)
     assert found == pytest.approx(min(losses), abs=0.01)
     assert abs(losses[-1] - min(losses)) > 0.02
@@ -354,7 +390,7 @@ def test_the_loss_is_that_of_smoothed_labels(
     """The cross-entropy with 0.9 + 0.1/3 for the label and 0.1/3 for any other class."""
     random = np.random.default_rng(0)
     head = Head(random.normal(size=(CONV_FEATURES, 3)).astype(np.float32), START.bias)
-    images = np.stack([DATA.decode(DATA.read(row)) for row in DATA.train.rows])
+    images = np.stack([DECODE(DATA.read(row)) for row in DATA.train.rows])
     logits = head.logits(loaded.features(np.round(images * 255) / np.float32(255)).numpy())
     logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     shares = np.where(np.arange(3) == DATA.train.classes[:, None], 0.9 + 0.1 / 3, 0.1 / 3)
