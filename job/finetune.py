@@ -41,7 +41,7 @@ SCORED = 128
 
 # Maps images float32 `[n,h,w,3]` and seeds int32 `[n,2]` to images of the same shape.
 Distort = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-Watch = Callable[[int, Callable[[], tuple[Backbone, Head]]], None]
+Watch = Callable[[int, Callable[[], Head], Callable[[], Backbone]], None]
 
 
 def finetune(
@@ -57,16 +57,16 @@ def finetune(
     advance: Callable[[int], None] = lambda steps: None,
     due: Callable[[], bool] = lambda: False,
     checkpoint: Checkpoint = lambda arrays, meta: None,
-    watch: Watch = lambda step, model: None,
+    watch: Watch = lambda step, head, backbone: None,
     resume: State | None = None,
 ) -> Finetuned:
     """Train the head and the last layers of a backbone; `trainable` has the best weights after it.
 
     `threads` images are read and decoded at once, and `memory` bytes of them kept. `observe` is
     told of figures, `advance` how many of `options.steps(n)` are done, and `watch` after each how
-    many, and what gives the backbone and head as they are then. Where `due` says so, or an error or
-    a signal ends the run, `checkpoint` is given the parts of a `State`, with which as `resume` a
-    run of the same inputs goes on.
+    many, and what gives head and backbone as they are then. Where `due` says so, or an error or a
+    signal ends the run, `checkpoint` is given the parts of a `State`, with which as `resume` a run
+    of the same inputs goes on.
 
     Raises ConfigError for a setting that is unknown or not for this machine, a loss that is not
     finite, or too little memory; UnavailableError for an image that cannot be read any more.
@@ -79,7 +79,7 @@ def finetune(
         with loop.saving(checkpoint):
             for _ in loop.steps():
                 advance(1)
-                watch(loop.standing.step, loop.model)
+                watch(loop.standing.step, loop.head, loop.backbone)
                 if due():
                     loop.save(checkpoint)
     return loop.finish()
@@ -175,10 +175,14 @@ class _Loop:
         self._descent.load(state.arrays)
         return self.standing.step
 
-    def model(self) -> tuple[Backbone, Head]:
-        """Freeze the weights as they are now."""
+    def head(self) -> Head:
+        """Give the head as it is now."""
         kernel, bias, *_ = self._descent.weights()
-        return self._trainable.frozen(), Head(kernel, bias)
+        return Head(kernel, bias)
+
+    def backbone(self) -> Backbone:
+        """Freeze the backbone as it is now."""
+        return self._trainable.frozen()
 
     def finish(self) -> Finetuned:
         """Put the best weights into the variables and freeze them."""

@@ -54,8 +54,8 @@ def tune(task: Task, start: Fit) -> Solved:
         advance=session.advance,
         due=checkpoints.due,
         checkpoint=lambda arrays, meta: _keep(checkpoints, arrays, meta),
-        watch=lambda step, model: task.watch.reached(
-            step, lambda: model()[1], lambda: model()[0], options.steps(len(task.train[1]))
+        watch=lambda step, head, backbone: task.watch.reached(
+            step, head, backbone, options.steps(len(task.train[1]))
         ),
         resume=None if saved is None else _state(saved),
     )

@@ -274,3 +274,19 @@ def test_summaries_inside_the_data_are_refused(job: Job, colours: Path) -> None:
     """Their images would become training images."""
     code, result = job.run("--summaries", colours / "logs")
     assert (code, "lies inside --data" in result["error"]["message"]) == (2, True)
+
+
+def test_fine_tuning_leaves_graphs_of_the_backbone_as_it_is(job: Job, tmp_path: Path) -> None:
+    """The graph of the last step names the colours, and each step's is another one."""
+    flags = ("--summaries", tmp_path / "s", "--intermediate-interval", 2, "--patience", "never")
+    code, result = job.run(*SOLVERS["finetune"], *flags)
+    assert code == 0
+    graphs = sorted(job.models.glob(".intermediate/*/*.pb"), key=lambda path: int(path.stem))
+    steps = 2 * -(-result["images"]["train"] // 32)
+    assert [path.stem for path in graphs] == [str(step) for step in range(2, steps + 1, 2)]
+    assert len({path.read_bytes() for path in graphs}) == len(graphs)
+    definition = tf.compat.v1.GraphDef.FromString(graphs[-1].read_bytes())
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
+        tf.import_graph_def(definition, name="")
+        pixels = np.full((1, CONV_SIZE, CONV_SIZE, 3), (0, 1, 1), np.float32)
+        assert session.run("final_result:0", {"image:0": pixels}).argmax() == 0
