@@ -20,6 +20,9 @@ SAMPLE = 8192
 GRADIENT_TOLERANCE = 1e-6
 MAX_ITERATIONS = 2000
 
+# Axes with so little of the largest variance are left out: float32 features have only noise there.
+LEAST_VARIANCE = 1e-12
+
 # A parameter that nothing depends on is scaled by this curvature, not by 1/0.
 LEAST_CURVATURE = 1e-9
 
@@ -121,8 +124,10 @@ class Problem:
             )
             return sum(parts, np.zeros(1))
 
-        # In the order of the rows, whichever is done first.
-        sums = sum(self._pool.map(add_up, self._bounds[:-1], self._bounds[1:]), np.zeros(1))
+        # In the order of the rows, whichever is done first. To hand over one span takes longer than
+        # to add it up.
+        many: Any = self._pool.map if len(self._bounds) > 2 else map
+        sums = sum(many(add_up, self._bounds[:-1], self._bounds[1:]), np.zeros(1))
         sums /= len(self._classes)
         errors = sums[-len(bias) :]
         slope = sums[1 : -len(bias)].reshape(weights.shape)
@@ -201,12 +206,18 @@ def _losses(
 def _principal_axes(centred: np.ndarray) -> np.ndarray:
     """Give orthonormal axes `[d,r]` along which the features do not correlate.
 
-    r is the smaller of n and d: with fewer examples than features the optimum lies in the span of
-    the examples, since anything outside costs a penalty and changes no score.
+    r is at most the smaller of n and d: with fewer examples than features the optimum lies in the
+    span of the examples, since anything outside costs a penalty and changes no score.
     """
     n, width = centred.shape
-    basis = np.linalg.qr(centred.T)[0] if n < width else None
-    turned = centred if basis is None else centred @ basis
-    rough = turned.astype(np.float32)
-    rotation: np.ndarray = np.linalg.eigh((rough.T @ rough).astype(np.float64))[1]
-    return rotation if basis is None else basis @ rotation
+    if n >= width:
+        rough = centred.astype(np.float32)
+        rotation: np.ndarray = np.linalg.eigh((rough.T @ rough).astype(np.float64))[1]
+        return rotation
+    # The axes of the few examples' own products lead to those of the many features. Where examples
+    # do not differ they lead nowhere, and there is nothing to learn.
+    squares, turns = np.linalg.eigh(centred @ centred.T)
+    kept = squares >= LEAST_VARIANCE * squares[-1]
+    lengths = np.sqrt(np.maximum(squares[kept], np.finfo(np.float64).tiny))
+    axes: np.ndarray = centred.T @ (turns[:, kept] / lengths)
+    return axes

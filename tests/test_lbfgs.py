@@ -225,3 +225,22 @@ def test_a_run_that_is_interrupted_gives_the_same_bytes(kept: int, tmp_path: Pat
     assert again.head.kernel.tobytes() == whole.head.kernel.tobytes()
     assert again.head.bias.tobytes() == whole.head.bias.tobytes()
     assert (again.l2, again.loss, again.iterations) == (whole.l2, whole.loss, whole.iterations)
+
+
+@pytest.mark.parametrize("prepared_elements", [0, 2**20])
+def test_examples_that_do_not_differ_teach_their_shares(prepared_elements: int) -> None:
+    """Whatever the features, the scores are then how common each class is."""
+    classes = np.array([0] * 12 + [1] * 6 + [2] * 2)
+    same = np.full((20, 50), 3.0, np.float32), classes
+    found = fit(same, same, 3, l2=0.1, prepared_elements=prepared_elements)
+    assert found.head.probabilities(same[0])[0] == pytest.approx([0.6, 0.3, 0.1], abs=1e-5)
+
+
+def test_copies_of_examples_change_nothing() -> None:
+    """Fewer different examples than there are rows: the optimum is that of the different ones."""
+    features, classes = embeddings(40)
+    twice = np.concatenate([features, features]), np.concatenate([classes, classes])
+    validation = embeddings(60, seed=1)
+    one, other = (fit(train, validation, 8, l2=1e-2) for train in ((features, classes), twice))
+    assert np.abs(one.head.kernel - other.head.kernel).max() < 1e-6
+    assert one.loss == pytest.approx(other.loss, abs=1e-9)
