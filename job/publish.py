@@ -8,6 +8,7 @@ Below `<models>/<name>/`, the store of one model:
     .withdrawn/<version>/  taken back, so that the largest integer is a good one; what a person
                          rolled back has `.withdrawn/<version>.rolled-back` beside it
     .rejected/<run>/     the report of a model that the gate refused
+    .checkpoints/<inputs>/  the state of a fit that is not done; job/checkpoints.py writes it
     .intermediate/<run>/ frozen graphs of a run that was not done; job/intermediate.py writes them
     channels.json        which version is `stable`, and which was before it
 
