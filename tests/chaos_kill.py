@@ -1,6 +1,6 @@
 """Whole jobs that are killed at random moments, and started again with only the store left.
 
-    python tests/chaos_kill.py [--short] [--seed N] [--kills N]
+    python tests/chaos_kill.py [--short] [--seed N] [--kills N] [--stores NAME ...]
 
 A job is a process, `python -m job run`, on the local store or on fake-gcs-server. It gets SIGKILL,
 all of its processes at once, as a pod does that loses its node: half of the times at a moment of
@@ -50,6 +50,9 @@ from job.publish import clean, read_channels, read_listing
 from job.shards import NAME as SHARD
 from job.shards import list_shards
 from job.storage import Store, open_store
+
+
+STORES = ("local", "fake-gcs-server")
 
 
 @dataclass(slots=True)
@@ -132,7 +135,9 @@ def is_ours(name: str, versions: tuple[int, ...]) -> bool:
         return bool(SHARD.fullmatch(rest) or re.fullmatch(r"backbones/[^./][^/]*\.graph", rest))
     rest = name.removeprefix(f"{NAME}/")
     kept = (*(f"{version}/" for version in versions), ".claims/")
-    return name != rest and (rest in ("channels.json", ".staging/") or rest.startswith(kept))
+    # These two folders stay, empty.
+    others = ("channels.json", ".staging/", ".checkpoints/")
+    return name != rest and (rest in others or rest.startswith(kept))
 
 
 def strike(attempt: Attempt, usual: Undisturbed, rng: random.Random) -> None:
@@ -264,6 +269,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="4 kills a store")
     parser.add_argument("--kills", type=int, default=300, help="of both stores together")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--stores", nargs="+", choices=STORES, default=STORES)
     options = parser.parse_args()
     options.kills = 8 if options.short else options.kills
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary, ThreadPoolExecutor(2) as lanes:
@@ -275,10 +281,11 @@ def main() -> int:
             bucket = f"gs://{new_bucket()}"
             uploaded = Inputs(upload(Path(inputs.data), bucket), inputs.backbone)
             places = [
-                ("local", str(folder / "local/models"), inputs, folder / "local"),
-                ("fake-gcs-server", f"{bucket}/models", uploaded, folder / "gcs"),
+                (STORES[0], str(folder / "local/models"), inputs, folder / "local"),
+                (STORES[1], f"{bucket}/models", uploaded, folder / "gcs"),
             ]
-            tallies = list(lanes.map(lambda place: run(*place, options), places))
+            asked = [place for place in places if place[0] in options.stores]
+            tallies = list(lanes.map(lambda place: run(*place, options), asked))
     sys.stdout.write(table(tallies, options) + "\n")
     problems = [problem for tally in tallies for problem in tally.problems]
     sys.stderr.writelines(f"- {problem}\n" for problem in problems)
