@@ -51,7 +51,6 @@ from job.shards import NAME as SHARD
 from job.shards import list_shards
 from job.storage import Store, open_store
 
-
 STORES = ("local", "fake-gcs-server")
 
 
