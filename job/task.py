@@ -9,7 +9,6 @@ from job.config import DISTORTIONS, RunConfig
 from job.distort import Distortion
 from job.embed import Embeddings
 from job.fit import Fit, Pair, Session
-from job.progress import Progress
 from job.stages import Source
 from job.watch import Watch
 
@@ -25,7 +24,6 @@ class Task:
     validation: Pair
     session: Session
     watch: Watch
-    progress: Progress
 
     @property
     def classes(self) -> int:
@@ -35,15 +33,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """What a solver found: the fit, the backbone that its head goes with, and two sides of it.
-
-    `validation` and `test` are embedded by that backbone, in the order of the index.
-    """
+    """What a solver found, and the backbone that its head goes with."""
 
     fit: Fit
     backbone: Backbone
-    validation: Pair
-    test: Pair
 
 
 def distortion_of(config: RunConfig) -> Distortion:

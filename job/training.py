@@ -14,6 +14,7 @@ from job.config import RunConfig
 from job.dataset import Index, Split
 from job.distort import view_loader, view_name
 from job.embed import Embeddings
+from job.errors import UnavailableError
 from job.fit import Fit, Pair, Session
 from job.head import Head
 from job.manifest import inputs_digest
@@ -54,21 +55,42 @@ def train(
     labels, backbone = embeddings.index.labels, source.backbone
     digest = inputs_digest(config, labels, embeddings.checksums, backbone.digest)
     checkpoints = Checkpoints(source.plan.models, digest, config.checkpoint_interval)
-    with (
-        progress.phase("fit", steps_of(config, len(training[1]))) as advance,
-        Watch(config, source, labels, f"{config.name}-{digest[:12]}") as watch,
-        checkpoints,
-    ):
-        session = Session(advance, watch.observe, checkpoints)
-        task = Task(config, source, embeddings, training, validation, session, watch, progress)
-        solved = SOLVERS[config.solver](task)
-        features, classes = solved.validation
-        temperature = fit_temperature(solved.fit.head.logits(features), classes)
-        head = solved.fit.head.tempered(temperature)
-        watch.conclude(solved.fit, solved.backbone, head, solved.validation)
-    return Trained(
-        solved.fit, head, temperature, solved.backbone, solved.test, embeddings, checkpoints
-    )
+    run = f"{config.name}-{digest[:12]}"
+    with Watch(config, source, labels, run) as watch, checkpoints:
+        with progress.phase("fit", steps_of(config, len(training[1]))) as advance:
+            session = Session(advance, watch.observe, checkpoints)
+            task = Task(config, source, embeddings, training, validation, session, watch)
+            solved = SOLVERS[config.solver](task)
+        fit = solved.fit
+        validation, test = scored_sides(config, source, embeddings, solved.backbone, progress)
+        temperature = fit_temperature(fit.head.logits(validation[0]), validation[1])
+        head = fit.head.tempered(temperature)
+        watch.conclude(fit, solved.backbone, head, validation)
+    return Trained(fit, head, temperature, solved.backbone, test, embeddings, checkpoints)
+
+
+def scored_sides(
+    config: RunConfig,
+    source: Source,
+    embeddings: Embeddings,
+    backbone: Backbone,
+    progress: Progress,
+) -> tuple[Pair, Pair]:
+    """Give the validation and the test images as a backbone embeds them, which may be a new one.
+
+    Raises UnavailableError for an image that was there before and cannot be read any more.
+    """
+    if backbone.digest != source.backbone.digest:
+        examples = embeddings.index.examples
+        others = embeddings.index.without(e.name for e in examples if e.split is Split.TRAIN)
+        tuned = replace(source, backbone=backbone, cache=None)
+        embeddings = embed_images(config, tuned, others, progress, "embed again")
+        for item in embeddings.skipped:
+            raise UnavailableError(
+                f"{item.name} cannot be read any more: {item.reason}",
+                hint="run again; leave the images alone while a job runs",
+            )
+    return embeddings.side(Split.VALIDATION), embeddings.side(Split.TEST)
 
 
 def training_side(
@@ -99,7 +121,7 @@ def steps_of(config: RunConfig, images: int) -> int:
 
 def solve_lbfgs(task: Task) -> Solved:
     """Run to the optimum."""
-    return _as_embedded(task, _optimum(task))
+    return Solved(_optimum(task), task.source.backbone)
 
 
 def solve_sgd(task: Task) -> Solved:
@@ -121,7 +143,7 @@ def solve_sgd(task: Task) -> Solved:
         task.train, task.validation, task.classes, options, session=task.session,
         watch=lambda step, head: task.watch.reached(step, head, lambda: backbone, config.steps),
     )  # fmt: skip
-    return _as_embedded(task, found)
+    return Solved(found, backbone)
 
 
 def solve_finetune(task: Task) -> Solved:
@@ -138,12 +160,6 @@ def _optimum(task: Task) -> Fit:
         task.train, task.validation, task.classes,
         l2=config.l2, balanced=balanced, session=task.session,
     )  # fmt: skip
-
-
-def _as_embedded(task: Task, fit: Fit) -> Solved:
-    """Give a fit on the embeddings as they are."""
-    test = task.embeddings.side(Split.TEST)
-    return Solved(fit, task.source.backbone, task.validation, test)
 
 
 SOLVERS: dict[str, Callable[[Task], Solved]] = {

@@ -12,14 +12,12 @@ import tensorflow as tf
 from job.checkpoints import Checkpoints
 from job.dataset import Split
 from job.distort import distort_batch, padded_size
-from job.errors import UnavailableError
 from job.feed import FinetuneData, Side
 from job.finetune import finetune
 from job.fit import Fit
 from job.images import loader
 from job.recipe import tuning_options
-from job.stages import embed_images
-from job.standing import Finetuned, State
+from job.standing import State
 from job.task import Solved, Task, distortion_of
 
 STAGE = "finetune"
@@ -29,7 +27,7 @@ META = "meta"
 
 
 def tune(task: Task, start: Fit) -> Solved:
-    """Train the backbone from `start` on, and embed the other two sides with what came of it.
+    """Train the backbone from `start` on.
 
     Raises ConfigError and UnavailableError as `finetune.finetune` does.
     """
@@ -59,25 +57,8 @@ def tune(task: Task, start: Fit) -> Solved:
         ),
         resume=None if saved is None else _state(saved),
     )
-    return _solved(task, found, start.l2)
-
-
-def _solved(task: Task, found: Finetuned, l2: float) -> Solved:
-    """Embed the sides that are scored with the backbone as it is now."""
-    examples = task.embeddings.index.examples
-    others = task.embeddings.index.without(e.name for e in examples if e.split is Split.TRAIN)
-    source = replace(task.source, backbone=found.backbone, cache=None)
-    tuned = embed_images(task.config, source, others, task.progress, "embed again")
-    if tuned.skipped:
-        first = tuned.skipped[0]
-        raise UnavailableError(
-            f"{first.name} cannot be read any more: {first.reason}",
-            hint="run again; leave the images alone while a job runs",
-        )
-    validation = tuned.side(Split.VALIDATION)
-    loss = found.head.log_loss(*validation)
-    fit = Fit(found.head, l2, None, loss, None, found.steps)
-    return Solved(fit, found.backbone, validation, tuned.side(Split.TEST))
+    fit = Fit(found.head, start.l2, None, found.validation_loss, None, found.steps)
+    return Solved(fit, found.backbone)
 
 
 def _data(task: Task) -> FinetuneData:
