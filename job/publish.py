@@ -29,7 +29,7 @@ from pathlib import Path
 
 from job.documents import parse_object
 from job.errors import ConfigError, PublishError, RegraftError
-from job.storage import Entry, Store, crc32c
+from job.storage import PROBE, Entry, Store, crc32c
 
 # TensorFlow Serving takes a version for loadable when this is there.
 LAST_FILE = "saved_model.pb"
@@ -199,7 +199,7 @@ def _sum(models: Store, folder: str, entry: Entry) -> str:
 
 
 def clean(models: Store, stale_after: float = STALE_AFTER) -> list[str]:
-    """Remove what dead jobs left: old staging folders, and old versions without `saved_model.pb`.
+    """Remove what dead jobs left: old staging folders, probes, versions without `saved_model.pb`.
 
     Gives what was removed, for the log. A partial version's claim stays: its number is not used
     again.
@@ -214,12 +214,17 @@ def clean(models: Store, stale_after: float = STALE_AFTER) -> list[str]:
             unit = f".staging/{parts[1]}"
         elif _is_version(parts[0]) and int(parts[0]) in partial:
             unit = parts[0]
+        elif entry.name.startswith(PROBE):
+            unit = entry.name
         else:
             continue
         newest_of[unit] = max(newest_of.get(unit, 0.0), entry.modified)
     stale = [unit for unit, modified in sorted(newest_of.items()) if modified <= limit]
     for unit in stale:
-        models.delete_tree(unit)
+        if unit.startswith(PROBE):
+            models.delete(unit)
+        else:
+            models.delete_tree(unit)
     return stale
 
 

@@ -34,6 +34,7 @@ FOR_GOOD = {
     errno.ELOOP: "remove the link that leads back to itself",
 }
 LATER = "make room there, or mend the mount; then the same command may work"
+PROBE = ".regraft-probe-"  # how the names that `check_writable` tries begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +152,10 @@ def check_writable(store: Store) -> None:
 
     Raises ConfigError when the store may not be written to, UnavailableError when it is out.
     """
-    probe = f".regraft-probe-{uuid.uuid4().hex}"
+    probe = f"{PROBE}{uuid.uuid4().hex}"
     try:
         store.write(probe, b"", if_absent=True)
-    except (FileNotFoundError, FileExistsError) as error:
-        # /proc and its like, folders in which nothing can be made; or a file where one should be
+    except (FileNotFoundError, FileExistsError) as error:  # in /proc, or below a file
         what = f"{store.uri} cannot be written to: {error.strerror}"
         raise ConfigError(what, hint="give a folder, or a path where one can be made") from error
     store.delete(probe)
@@ -292,8 +292,7 @@ class LocalStore:
 
 
 def _described(name: str, stat: os.stat_result) -> Entry:
-    # The clock of a file system ticks every few milliseconds; a rename changes the inode at once.
-    # The time of the last change of the inode cannot be set back, as an unpacked archive sets the
-    # other one.
+    # A file system's clock ticks every few milliseconds; a rename changes the inode at once. The
+    # inode's own time cannot be set back, as an unpacked archive sets the other one.
     generation = (stat.st_mtime_ns << 84) ^ (stat.st_ctime_ns << 20) ^ stat.st_ino
     return Entry(name, 0 if name[-1:] == "/" else stat.st_size, generation, modified=stat.st_mtime)

@@ -21,7 +21,7 @@ from job.publish import (
     read_channels,
     read_listing,
 )
-from job.storage import Entry, LocalStore, Store, open_store
+from job.storage import PROBE, Entry, LocalStore, Store, open_store
 
 FILES = (
     "saved_model.pb", "variables/variables.index", "labels.txt", "assets/labels.txt",
@@ -199,13 +199,16 @@ def test_a_version_that_is_loadable_stays(
 
 
 def test_leftovers_of_dead_jobs_go_when_they_are_old(models: Store, bundle: Path) -> None:
-    """Staging folders and partial versions are kept while they may be alive, then removed."""
+    """Staging folders, partial versions and probes stay while they may be alive; then they go."""
     version = publish(bundle, models)
     models.write(".staging/dead/labels.txt", b"")
     models.write(f"{version - 5}/variables/x", b"")
+    probe = f"{PROBE}of-a-killed-job"
+    models.write(probe, b"")
     assert clean(models, 3600) == []
     time.sleep(0.05)
-    assert clean(models, 0) == [".staging/dead", f"{version - 5}"]
+    assert clean(models, 0) == [probe, ".staging/dead", f"{version - 5}"]
+    assert probe not in names(models)
     assert read_listing(models).partial == ()
     assert read_listing(models).versions == (version,)
 

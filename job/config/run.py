@@ -78,8 +78,8 @@ class RunConfig(FitOptions):
         300.0, low=1,
     )  # fmt: skip
     checkpoint_interval: float = option(
-        "Seconds after which new embeddings and the state of the fit are saved; a job that is killed "
-        "loses no more.",
+        "Seconds after which new embeddings and the state of the fit are saved; a job that is "
+        "killed loses no more.",
         60.0, low=0,
     )  # fmt: skip
     stop_timeout: float = option(
