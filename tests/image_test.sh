@@ -51,11 +51,11 @@ buildah "${storage[@]}" bud --isolation chroot --layers="$layers" --quiet \
 
 # As the pod of k8s/base: no network beyond the storage, nothing writable but /work and /tmp.
 chmod 777 "$models"
-options=(--network none --read-only --cap-drop ALL --security-opt no-new-privileges --memory 4g
-    --ulimit nofile=1024:1024 --ulimit nproc=4096:4096
-    --tmpfs /work --tmpfs /tmp
+confined=(--network none --read-only --cap-drop ALL --security-opt no-new-privileges
+    --ulimit nofile=1024:1024 --ulimit nproc=4096:4096 --tmpfs /tmp
     --volume "$PWD/samples/clipart:/data:ro" --volume "$models:/models"
     --env REGRAFT_DATA=/data --env REGRAFT_MODELS=/models --env REGRAFT_WORK_DIR=/work)
+options=("${confined[@]}" --memory 4g --tmpfs /work)
 
 say 'The help, as user 65532'
 "${podman[@]}" run --rm "${options[@]}" localhost/regraft run --help | grep -e '--data'
@@ -94,10 +94,10 @@ code=$("${podman[@]}" wait "$stopped")
 [ "$code" = 143 ] || { "${podman[@]}" logs "$stopped"; fail "exit code $code, expected 143"; }
 
 say 'Too little memory, and a full disk: exit code 2, with what to do'
-for lack in '--memory 1g' '--tmpfs /work:size=100k'; do
+for lack in '--memory 1g --tmpfs /work' '--memory 4g --tmpfs /work:size=100k'; do
     code=0
     # shellcheck disable=SC2086
-    "${podman[@]}" run --rm "${options[@]}" $lack --env REGRAFT_NAME=lacking localhost/regraft \
+    "${podman[@]}" run --rm "${confined[@]}" $lack --env REGRAFT_NAME=lacking localhost/regraft \
         >"$models/lacking" 2>&1 || code=$?
     tail -n 2 "$models/lacking"
     [ "$code" = 2 ] || fail "$lack: exit code $code, expected 2"
