@@ -98,10 +98,10 @@ for lack in '--memory 1g --tmpfs /work' '--memory 4g --tmpfs /work:size=100k'; d
     code=0
     # shellcheck disable=SC2086
     "${podman[@]}" run --rm "${confined[@]}" $lack --env REGRAFT_NAME=lacking localhost/regraft \
-        >"$models/lacking" 2>&1 || code=$?
-    tail -n 2 "$models/lacking"
+        >"$models/lacking.log" 2>&1 || code=$?
+    tail -n 2 "$models/lacking.log"
     [ "$code" = 2 ] || fail "$lack: exit code $code, expected 2"
-    grep -qE 'expected at least 2048 MiB|No space left|no room' "$models/lacking" || fail "$lack: not told"
+    grep -qE 'expected at least 2048 MiB|No space left|no room' "$models/lacking.log" || fail "$lack: not told"
 done
 
 say 'The image works'
