@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import chaos
 from chaos import Outcome, Part, document, fuzzing, joined, machine, run
 
@@ -16,6 +18,18 @@ def test_a_part_that_fails_is_told() -> None:
     assert "## Help\n\nIt helps.\n\nusage: watcher.py" in text
     assert machine() in text
     assert "nothing was wrong" in document(outcomes[:1])
+
+
+def test_what_a_fuzzer_says_becomes_a_table() -> None:
+    """A real run's last line is read; one that found something says so."""
+    part = dataclasses.replace(next(fuzzing(["channels"])), short=("channels", "--runs", "50"))
+    outcome = run(part, short=True)
+    assert outcome.passed
+    name, inputs, covered, kept = outcome.table.splitlines()[2].strip("| ").split(" | ")
+    assert (name, inputs) == ("channels", "50")
+    assert int(covered) > 10
+    assert int(kept) > 0
+    assert "found something" in chaos.fuzz_table("channels", "==1== ERROR: libFuzzer: exited")
 
 
 def test_the_tables_of_a_fuzzer_become_one() -> None:
