@@ -74,6 +74,7 @@ def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
             result.status = "planned"
         else:
             facts = pipeline.run(config, progress, result)
+        GUARD.settle()
     except BaseException as error:
         reason = reason_of(error)
         result.fail(reason)

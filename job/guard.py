@@ -4,6 +4,9 @@ A signal's handler in Python runs on the main thread, between two of its steps; 
 inside TensorFlow or a system call, that may be too late. So a thread of its own reads the signals
 from a pipe that the interpreter's C code writes to, and looks twice a second whether anything was
 got done. It needs nothing from the other threads but that they let go of Python's lock.
+
+The handler's exception may be lost: Python drops one that is raised inside a finaliser or in a
+callback from C. The thread sees that the main thread is not on its way out, and signals once more.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ from job.errors import RegraftError, Stopped, UnavailableError
 TICK = 0.5
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# Looks at a main thread that goes on as if nothing had been raised, until it is signalled again.
+LOST = 2
 
 # Seconds that the last words may take, should nobody read them.
 LAST_WORDS_TIMEOUT = 3.0
@@ -49,6 +55,7 @@ class Guard:
         self.last_words: Callable[[RegraftError | KeyboardInterrupt, str], None] | None = None
         self._beats = 0
         self._interrupted = False
+        self._raised: type[BaseException] | None = None
 
     def beat(self) -> None:
         """Say that something was got done; to be called from any thread, often."""
@@ -62,7 +69,7 @@ class Guard:
         """
         ours, theirs = os.pipe()
         os.set_blocking(theirs, False)
-        self._interrupted = False
+        self._interrupted, self._raised = False, None
         # A shell starts what it puts in the background deaf to SIGINT, and it should stay so.
         heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
         handlers = [signal.signal(number, self._interrupt) for number in heard]
@@ -80,24 +87,37 @@ class Guard:
             os.close(ours)
             self.stall_timeout = self.last_words = None
 
+    def settle(self) -> None:
+        """Let a first signal raise nothing any more: what was done is about to be told as done."""
+        self._interrupted = True
+
     def _interrupt(self, number: int, frame: object) -> None:
         if not self._interrupted:  # after another one the guard's thread ends the process
             self._interrupted = True
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+            self._raised = KeyboardInterrupt if number == signal.SIGINT else Terminated
+            raise self._raised
 
     def _watch(self, pipe: int) -> None:
         arrived: list[int] = []
         idle = stopping = 0.0
         seen = self._beats
+        lost = ours = 0  # looks that showed no exception, and signals sent for that
         while True:
             if select.select([pipe], [], [], TICK)[0]:
                 numbers = os.read(pipe, 64)
                 if not numbers:
                     return
-                arrived += [number for number in numbers if number in SIGNALS]
+                told = [number for number in numbers if number in SIGNALS]
+                arrived += told[ours:]
+                ours = max(0, ours - len(told))
                 if len(arrived) > 1:
                     self._leave(_stopped_by(arrived[-1], "twice"), "")
                 continue
+            lost = lost + 1 if self._raised and not _on_its_way_out(self._raised) else 0
+            if self._raised and lost >= LOST:
+                ours, lost = ours + 1, 0
+                self._interrupted = False
+                signal.pthread_kill(threading.main_thread().ident or 0, arrived[0])
             idle = 0.0 if seen != self._beats else idle + TICK
             seen = self._beats
             stopping += TICK if arrived else 0.0
@@ -114,6 +134,15 @@ class Guard:
             words.start()
             words.join(LAST_WORDS_TIMEOUT)
         os._exit(error.exit_code if isinstance(error, RegraftError) else 130)
+
+
+def _on_its_way_out(kind: type[BaseException]) -> bool:
+    """Tell whether the main thread is dealing with an exception of this kind, or one from it."""
+    now = sys._current_exceptions().get(threading.main_thread().ident or 0)
+    error = now[1] if isinstance(now, tuple) else now  # Python 3.12 gives the exception alone
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 GUARD = Guard()

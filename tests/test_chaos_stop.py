@@ -55,6 +55,18 @@ def ended(result: dict[str, Any] | None = None, **changes: Any) -> Ended:
             "",
         ),
         (Case("publish"), ended(code=0), "with preempted"),
+        (
+            Case("publish"),
+            ended(
+                PUBLISHED, code=0, seconds=8.0, listing=dataclasses.replace(EMPTY, versions=(7,))
+            ),
+            "it went on for 8.0 s",
+        ),
+        (
+            Case("publish", "fake-gcs-server"),
+            ended(listing=dataclasses.replace(EMPTY, partial=(7,))),
+            "",
+        ),
     ],
 )
 def test_how_a_job_ended_is_judged(case: Case, job: Ended, found: str) -> None:

@@ -107,6 +107,37 @@ def test_a_second_signal_ends_the_process_at_once(start: Start) -> None:
     assert ending(process, signal.SIGTERM, signal.SIGINT)[0] == 130
 
 
+LOSING = """
+class Losing:
+    def __del__(self):
+        time.sleep(1)  # the signal arrives here, and its exception is dropped
+
+Losing()
+print("went on", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_signal_whose_exception_was_lost_is_raised_again(start: Start) -> None:
+    """Python drops what is raised in a finaliser; the process ends by itself all the same."""
+    body = f"GUARD.stop_timeout = 60; exec({LOSING!r})"
+    code, said = ending(start(body), signal.SIGTERM)
+    assert (code, said) == (7, ["went on", "Terminated"])
+
+
+def test_a_process_on_its_way_out_is_not_interrupted_again(start: Start) -> None:
+    """What it saves takes longer than a few looks of the guard."""
+    body = "GUARD.stop_timeout = 60; exec('try: time.sleep(60)\\nfinally: time.sleep(3)')"
+    code, said = ending(start(body, after="time.sleep(3); print('saved')"), signal.SIGTERM)
+    assert (code, said) == (7, ["Terminated", "saved"])
+
+
+def test_what_is_done_is_told_as_done(start: Start) -> None:
+    """Once a process has settled, a signal changes nothing about how it ends."""
+    body = "GUARD.stop_timeout = 60; GUARD.settle(); time.sleep(3); print('done')"
+    assert ending(start(body), signal.SIGTERM) == (7, ["done"])
+
+
 def test_a_process_that_stands_still_is_ended_with_its_stacks(start: Start) -> None:
     """Exit code 138, since the next try may not meet what it waited for."""
     code, said = ending(start("GUARD.stall_timeout = 1.0; threading.Event().wait()"))
