@@ -76,9 +76,9 @@ PARTS = (
         "millisecond on, and while TensorFlow embeds a single batch of 1,024 images with the real "
         "backbone, which nothing interrupts. It ends with exit code 143 within the stop budget (20 "
         "s, and one for a busy machine), its result says `preempted` on stdout and in "
-        "`--result-file`, no version is partial (on a bucket one "
-        "may be left without its `saved_model.pb`, which no server loads), no saved embedding is lost. A second SIGTERM ends "
-        "it at once; SIGINT ends it with 130.",
+        "`--result-file`, no version is partial (on a bucket one may be left without its "
+        "`saved_model.pb`, which no server loads), no saved embedding is lost. A second SIGTERM "
+        "ends it at once; SIGINT ends it with 130.",
         "chaos_stop.py",
     ),
     Part(

@@ -21,6 +21,7 @@ from job.publish import Listing
 EMPTY = Listing((), (), (), (), ())
 PREEMPTED = {"status": "preempted", "version": None}
 PUBLISHED = {"status": "published", "version": 7}
+WHOLE = dataclasses.replace(EMPTY, versions=(7,))
 
 
 def ended(result: dict[str, Any] | None = None, **changes: Any) -> Ended:
@@ -51,7 +52,7 @@ def ended(result: dict[str, Any] | None = None, **changes: Any) -> Ended:
         (Case("publish"), ended(PUBLISHED, code=0), "versions []"),
         (
             Case("publish"),
-            ended(PUBLISHED, code=0, listing=dataclasses.replace(EMPTY, versions=(7,))),
+            ended(PUBLISHED, code=0, listing=WHOLE),
             "",
         ),
         (Case("publish"), ended(code=0), "with preempted"),
