@@ -57,7 +57,7 @@ def test_a_file_of_options(tmp_path: Path) -> None:
     path.write_text("batch-sise: 8\n")
     with pytest.raises(ConfigError, match="batch_sise; did you mean batch_size"):
         read_options(path, known)
-    for text in ("- a list\n", "{", "\x80"):
+    for text in ("- a list\n", "{", "\x80", "l2: 2026-02-30", "[" * 2000):
         path.write_bytes(text.encode("latin-1"))
         with pytest.raises(ConfigError, match=r"job\.yaml"):
             read_options(path, known)

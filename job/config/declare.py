@@ -62,7 +62,8 @@ def read_options(path: Path, known: set[str]) -> dict[str, Any]:
 
     try:
         values = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # A date that no calendar has is a ValueError, brackets without end a RecursionError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path} is no YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected `option: value` lines")
