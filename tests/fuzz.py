@@ -251,7 +251,8 @@ def options_seeds(_: Path) -> list[bytes]:
     """Give good lines, and what YAML offers besides."""
     return [
         b"data: gs://bucket/x\nl2: 0.1\n", b"a: &a [*a]", b"l2: 2026-01-31", b"? [a]\n: b",
-        b"l2: 0x1f", b"l2: 1:30:00", b"l2: 2026-02-30", b"[" * 2000, b"!!python/object:os.system []", b"l2: !!binary YQ==",
+        b"l2: 0x1f", b"l2: 1:30:00", b"l2: 2026-02-30", b"[" * 2000,
+        b"!!python/object:os.system []", b"l2: !!binary YQ==",
     ]  # fmt: skip
 
 
