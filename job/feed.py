@@ -6,6 +6,7 @@ from a checkpoint sees what one that was never stopped does.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ import numpy as np
 
 from job.errors import UnavailableError
 from job.images import UnreadableImage
-from job.stream import Decode, one_at_a_core
+from job.stream import LEAVE_ALONE, Decode, one_at_a_core
 
 # Batches that are decoded while a step goes on; more would only take memory.
 AHEAD = 2
@@ -79,6 +80,7 @@ class Feed:
         self._read = data.read
         self._threads = threads
         self._room = memory
+        self._lock = threading.Lock()
         self._kept: dict[int, np.ndarray] = {}
 
     def batches(self, side: Side, batches: Iterator[np.ndarray]) -> Generator[np.ndarray]:
@@ -106,11 +108,13 @@ class Feed:
         except (FileNotFoundError, UnreadableImage) as error:
             raise UnavailableError(
                 f"an image cannot be read any more: {error}",
-                hint="run again; leave the images alone while a job runs",
+                hint=LEAVE_ALONE,
             ) from error
         image: np.ndarray = np.round(pixels * 255).astype(np.uint8)
-        if len(self._kept) * image.nbytes + image.nbytes <= self._room:
-            self._kept[row] = image
+        with self._lock:  # images of the two sides may differ in size
+            if row not in self._kept and image.nbytes <= self._room:
+                self._room -= image.nbytes
+                self._kept[row] = image
         return image
 
 

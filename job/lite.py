@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from job.dataset import Example, Split
-from job.errors import UnavailableError
 from job.evaluate import accuracy, wilson
 from job.export import Classifier
 from job.images import loader
 from job.storage import Store
-from job.stream import load_batches
+from job.stream import load_batches, require_all
 from job.tflite import CALIBRATION_IMAGES, FORMATS, TFLiteModel, convert
 
 # Test images that are decoded at once.
@@ -138,9 +137,5 @@ def _decoded(
         classifier.backbone.image_size, exact=classifier.exact, max_pixels=classifier.max_pixels
     )
     for batch in load_batches(store, examples, decode, batch_size=BATCH, threads=threads):
-        if skipped := batch.skipped():
-            raise UnavailableError(
-                f"{skipped[0].name} cannot be read any more: {skipped[0].reason}",
-                hint="run again; leave the images alone while a job runs",
-            )
+        require_all(batch.skipped())
         yield np.stack(batch.pixels())

@@ -15,11 +15,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from job.dataset import Example
+from job.errors import UnavailableError
 from job.images import UnreadableImage
 from job.storage import Entry, Store, crc32c
 
 # Maps a file's bytes to pixels, float32 `[h,w,3]` in [0,1]; raises UnreadableImage.
 Decode = Callable[[bytes], np.ndarray]
+
+LEAVE_ALONE = "run again; leave the images alone while a job runs"
 
 # Bytes of a file above which it is left alone, by its listing: no photograph has as many.
 LARGEST_FILE = 2**30
@@ -34,6 +37,14 @@ class Skipped:
 
     name: str
     reason: str
+
+
+def require_all(skipped: Sequence[Skipped]) -> None:
+    """Raise UnavailableError where images that could be read before cannot be read any more."""
+    if skipped:
+        raise UnavailableError(
+            f"{skipped[0].name} cannot be read any more: {skipped[0].reason}", hint=LEAVE_ALONE
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from job.config import RunConfig
 from job.dataset import Index, Split
 from job.distort import view_loader, view_name
 from job.embed import Embeddings
-from job.errors import UnavailableError
 from job.fit import Fit, Pair, Session
 from job.head import Head
 from job.manifest import inputs_digest
@@ -23,6 +22,7 @@ from job.recipe import tuning_options
 from job.result import Result
 from job.sgd import SgdOptions
 from job.stages import Source, embed_images, open_cache
+from job.stream import require_all
 from job.task import Solved, Task, distortion_of
 from job.views import embed_views
 from job.watch import Watch
@@ -85,11 +85,7 @@ def scored_sides(
         others = embeddings.index.without(e.name for e in examples if e.split is Split.TRAIN)
         tuned = replace(source, backbone=backbone, cache=None)
         embeddings = embed_images(config, tuned, others, progress, "embed again")
-        for item in embeddings.skipped:
-            raise UnavailableError(
-                f"{item.name} cannot be read any more: {item.reason}",
-                hint="run again; leave the images alone while a job runs",
-            )
+        require_all(embeddings.skipped)
     return embeddings.side(Split.VALIDATION), embeddings.side(Split.TEST)
 
 
