@@ -76,7 +76,8 @@ def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
             facts = pipeline.run(config, progress, result)
         GUARD.settle()
     except BaseException as error:
-        reason = reason_of(error)
+        reason = reason_of(error, GUARD.raised)
+        GUARD.settle()
         result.fail(reason)
         if reason is error:
             raise
@@ -250,7 +251,7 @@ def _run_command(arguments: list[str] | None) -> int:
     except click.ClickException as error:
         return _refuse(error)
     except BaseException as error:
-        reason = reason_of(error)
+        reason = reason_of(error, GUARD.raised)
         if isinstance(reason, click.Abort | KeyboardInterrupt):
             click.echo("interrupted", err=True)
             return 130

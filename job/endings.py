@@ -33,31 +33,21 @@ HINTS = {
 PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN}
 
 
-def reason_of(error: BaseException) -> BaseException:
+def reason_of(error: BaseException, signalled: type[BaseException] | None) -> BaseException:
     """Give what to report for an exception: what is behind it, or the exception itself.
 
-    A signal comes first; then an error of the job's own; then what the machine refused, as a
+    A signal comes first (`signalled`, the guard's `raised`): TensorFlow's clean-up, and NumPy's C
+    code, raise errors of their own in the place of the signal's, and whatever came up after it, the
+    next try will find again. Then an error of the job's own; then what the machine refused, as a
     ConfigError, or as an UnavailableError where the next try may get it.
     """
-    if (signalled := signal_behind(error)) is not None:
-        return signalled
+    if signalled is Terminated:
+        return Stopped("stopped by SIGTERM", hint="run the same command again")
+    if signalled is not None:
+        return signalled()
     if isinstance(error, RegraftError):
         return error
     return next(filter(None, map(_refused, _chain(error))), error)
-
-
-def signal_behind(error: BaseException) -> Stopped | KeyboardInterrupt | None:
-    """Give what to report when a signal is behind an error; None where there is none.
-
-    A signal may arrive while TensorFlow traces a function: its clean-up then raises errors of its
-    own, with the signal's exception as their context.
-    """
-    for link in _chain(error):
-        if isinstance(link, Terminated):
-            return Stopped("stopped by SIGTERM", hint="run the same command again")
-        if isinstance(link, Stopped | KeyboardInterrupt):
-            return link
-    return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -46,7 +46,9 @@ class Guard:
     `stop_timeout` is how many seconds the process may take to end once it has had a signal;
     `stall_timeout` how many it may go on without a `beat`, None being for ever. `last_words` is
     called from another thread right before the guard ends the process, with the error and with
-    what every thread was doing, which is empty after a second signal.
+    what every thread was doing, which is empty after a second signal. `raised` is what a signal
+    raised in the main thread, None as long as none has: code in C may put an error of its own in
+    its place, which says nothing of what was behind it.
     """
 
     def __init__(self) -> None:
@@ -55,7 +57,7 @@ class Guard:
         self.last_words: Callable[[RegraftError | KeyboardInterrupt, str], None] | None = None
         self._beats = 0
         self._interrupted = False
-        self._raised: type[BaseException] | None = None
+        self.raised: type[BaseException] | None = None
 
     def beat(self) -> None:
         """Say that something was got done; to be called from any thread, often."""
@@ -69,7 +71,7 @@ class Guard:
         """
         ours, theirs = os.pipe()
         os.set_blocking(theirs, False)
-        self._interrupted, self._raised = False, None
+        self._interrupted, self.raised = False, None
         # A shell starts what it puts in the background deaf to SIGINT, and it should stay so.
         heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
         handlers = [signal.signal(number, self._interrupt) for number in heard]
@@ -88,14 +90,14 @@ class Guard:
             self.stall_timeout = self.last_words = None
 
     def settle(self) -> None:
-        """Let a first signal raise nothing any more: what was done is about to be told as done."""
-        self._interrupted = True
+        """Let a first signal raise nothing any more: how this ends is about to be told."""
+        self._interrupted, self.raised = True, None
 
     def _interrupt(self, number: int, frame: object) -> None:
         if not self._interrupted:  # after another one the guard's thread ends the process
             self._interrupted = True
-            self._raised = KeyboardInterrupt if number == signal.SIGINT else Terminated
-            raise self._raised
+            self.raised = KeyboardInterrupt if number == signal.SIGINT else Terminated
+            raise self.raised
 
     def _watch(self, pipe: int) -> None:
         arrived: list[int] = []
@@ -113,8 +115,9 @@ class Guard:
                 if len(arrived) > 1:
                     self._leave(_stopped_by(arrived[-1], "twice"), "")
                 continue
-            lost = lost + 1 if self._raised and not _on_its_way_out(self._raised) else 0
-            if self._raised and lost >= LOST:
+            raised = self.raised
+            lost = lost + 1 if raised and not _on_its_way_out(raised) else 0
+            if lost >= LOST:
                 ours, lost = ours + 1, 0
                 self._interrupted = False
                 signal.pthread_kill(threading.main_thread().ident or 0, arrived[0])

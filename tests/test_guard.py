@@ -125,6 +125,15 @@ def test_a_signal_whose_exception_was_lost_is_raised_again(start: Start) -> None
     assert (code, said) == (7, ["went on", "Terminated"])
 
 
+def test_a_signal_that_became_another_error_is_remembered(start: Start) -> None:
+    """C code may put an error of its own in the place of the signal's; the guard knows better."""
+    body = (
+        "exec('try: time.sleep(60)\\nexcept BaseException: print(GUARD.raised.__name__)\\n"
+        "GUARD.settle(); print(GUARD.raised)')"
+    )
+    assert ending(start(body), signal.SIGTERM) == (7, ["Terminated", "None"])
+
+
 def test_a_process_on_its_way_out_is_not_interrupted_again(start: Start) -> None:
     """What it saves takes longer than a few looks of the guard."""
     body = "GUARD.stop_timeout = 60; exec('try: time.sleep(60)\\nfinally: time.sleep(3)')"
