@@ -31,16 +31,22 @@ class Split(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled image: its object, the index of its label, and its side of the split."""
+    """One labelled image: its object, its labels' indices, ascending, and its side of the split."""
 
     entry: Entry
-    class_index: int
+    targets: tuple[int, ...]
     split: Split
 
     @property
     def name(self) -> str:
         """The object's name relative to the data URI."""
         return self.entry.name
+
+    @property
+    def class_index(self) -> int:
+        """The index of its label, where every image has one."""
+        (only,) = self.targets
+        return only
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,9 @@ class Index:
     def arranged(self, labels: tuple[str, ...]) -> Index:
         """Give the index with the same labels in another order, each example keeping its own."""
         moved = [labels.index(label) for label in self.labels]
-        examples = (replace(e, class_index=moved[e.class_index]) for e in self.examples)
+        examples = (
+            replace(e, targets=tuple(sorted(moved[i] for i in e.targets))) for e in self.examples
+        )
         return Index(labels, tuple(examples))
 
     def without(self, names: Iterable[str]) -> Index:
@@ -88,7 +96,7 @@ def build_index(store: Store, validation_percent: float, test_percent: float) ->
     split_of = splitter(validation_percent, test_percent)
     class_of = {folder: labels.index(label_line(folder)) for folder in folders}
     examples = [
-        Example(entry, class_of[folder], split_of(entry.name))
+        Example(entry, (class_of[folder],), split_of(entry.name))
         for folder, entries in folders.items()
         for entry in entries
     ]

@@ -227,7 +227,7 @@ def _examples(model: Model, data: Store, split: str) -> tuple[Example, ...]:
     options = model.manifest["configuration"]
     split_of = splitter(options["validation_percent"], options["test_percent"])
     examples = [
-        Example(entry, class_of[label_line(folder)], split_of(entry.name))
+        Example(entry, (class_of[label_line(folder)],), split_of(entry.name))
         for folder, entries in folders.items()
         for entry in entries
     ]

@@ -138,6 +138,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": {"exif", "formats"},
     "formats": set(),
     "exif": set(),
+    # The data doctor
+    "doctor.__init__": set(),
+    "doctor.findings": {"stream"},
     "graphs": set(),
     # The ground
     "dataset": {"config", "errors", "storage"},

@@ -29,7 +29,7 @@ def decode(contents: bytes) -> np.ndarray:
 
 def examples_of(store: Store) -> list[Example]:
     """Give a store's objects as examples."""
-    return [Example(entry, 0, Split.TRAIN) for entry in store.list()]
+    return [Example(entry, (0,), Split.TRAIN) for entry in store.list()]
 
 
 def load(store: Store, examples: Sequence[Example]) -> list[Loaded]:

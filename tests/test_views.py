@@ -243,7 +243,7 @@ def drawn_embeddings(count: int, width: int) -> Embeddings:
     """Draw embeddings of examples that are all on the training side."""
     features = np.random.default_rng(0).random((count, width), np.float32)
     examples = tuple(
-        Example(Entry(f"{row}.jpg", 1, 1, "", 1.0), row % 2, Split.TRAIN) for row in range(count)
+        Example(Entry(f"{row}.jpg", 1, 1, "", 1.0), (row % 2,), Split.TRAIN) for row in range(count)
     )
     digests = tuple(str(row) for row in range(count))
     return Embeddings(Index(("a", "b"), examples), features, digests, (), {}, 0)
