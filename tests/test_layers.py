@@ -138,6 +138,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": {"exif", "formats"},
     "formats": set(),
     "exif": set(),
+    "near": {"neighbours", "traits"},
+    "neighbours": set(),
+    "traits": set(),
     # The data doctor
     "doctor.__init__": set(),
     "doctor.findings": {"stream"},
