@@ -140,6 +140,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exif": set(),
     # The data doctor
     "doctor.__init__": set(),
+    "doctor.page": {"doctor", "figures", "page", "thumbnails"},
+    "doctor.summary": {"doctor", "figures"},
+    "doctor.charts": {"doctor"},
+    "doctor.listing": {"doctor", "errors"},
     "doctor.findings": {"stream"},
     "graphs": set(),
     # The ground
