@@ -48,8 +48,14 @@ def make_sample(
     random = np.random.default_rng(5)
     files = [CLIPART[i * len(CLIPART) // n] for i in range(n)]
     classes = np.arange(n, dtype=np.int64) * len(labels) // n
+    if labels == LABELS:
+        classes = np.array([labels.index(file.parent.name) for file in files], np.int64)
     called = [f"{labels[classes[i]]}/{i:04}-{file.name}" for i, file in enumerate(files)]
     called[: len(names)] = names
+    copies = make_copies(classes)
+    for group in copies:
+        for row in group.rows:
+            files[row] = files[group.rows[0]]
     contents = dict(zip(called, files, strict=True))
     sizes = {file: Image.open(file).size for file in set(files)}
     material = Material(
@@ -71,10 +77,24 @@ def make_sample(
             )
         ),
     )
-    return Sample(material, make_findings(material), lambda name: contents[name].read_bytes())
+    return Sample(
+        material, make_findings(material, copies), lambda name: contents[name].read_bytes()
+    )
 
 
-def make_findings(material: Material) -> Findings:
+def make_copies(classes: np.ndarray) -> tuple[Copies, ...]:
+    """Give groups of copies, exact and near, two contradictions first; classes are ascending."""
+    count = int(classes.max()) + 1
+    last = [int(np.flatnonzero(classes == c)[-1]) for c in range(count)]
+    copies = [Copies((last[0], last[1]), (0, 1), exact=True)]
+    copies += [Copies((last[0] - 3, last[1] - 3, last[1] - 4), (0, 1), exact=False)]
+    for c in range(count):
+        rows = tuple(range(last[c] - 7 - c % 3, last[c] - 5))
+        copies.append(Copies(rows, (c,), exact=c % 2 == 0))
+    return tuple(copies)
+
+
+def make_findings(material: Material, copies: tuple[Copies, ...]) -> Findings:
     """Give findings of every kind, with rows from all over the material."""
     random = np.random.default_rng(6)
     n, count, classes = len(material.names), len(material.labels), material.classes
@@ -88,11 +108,6 @@ def make_findings(material: Material) -> Findings:
             Suspect(row, given, (given + 1 + place % (count - 1)) % count, p[1], p[0], score)
         )
     last = [int(np.flatnonzero(classes == c)[-1]) for c in range(count)]
-    copies = [Copies((last[0], last[1]), (0, 1), exact=True)]
-    copies += [Copies((last[0] - 3, last[1] - 3, last[1] - 4), (0, 1), exact=False)]
-    for c in range(count):
-        rows = tuple(range(last[c] - 7 - c % 3, last[c] - 5))
-        copies.append(Copies(rows, (c,), exact=c % 2 == 0))
     outliers = [Outlier(last[c] - 1, 9.4 - c) for c in range(min(count, 5))]
     alike = [
         Alike(c, c + 1, 0.55 + 0.1 * c, (0.42 + 0.1 * c, 0.68 + 0.08 * c), 60) for c in (0, 1, 2)
@@ -104,7 +119,7 @@ def make_findings(material: Material) -> Findings:
     return Findings(
         counts=np.bincount(classes, minlength=count),
         accuracy=0.8625,
-        copies=tuple(copies),
+        copies=copies,
         suspects=tuple(suspects),
         outliers=tuple(outliers),
         alike=tuple(alike),

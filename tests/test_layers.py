@@ -67,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "seal": {"documents"},
     "summaries": {"errors", "plots", "progress", "storage", "workdir"},
     "intermediate": {"export", "storage"},
-    "report": {"calibrate", "evaluate", "figures", "gate", "lite", "page", "plots"},
+    "report": {"calibrate", "doctor", "evaluate", "figures", "gate", "lite", "page", "plots"},
     "page": {"calibrate", "evaluate", "figures", "report", "thumbnails"},
     "figures": {"evaluate"},
     "plots": {"calibrate", "evaluate", "figures"},

@@ -131,8 +131,9 @@ def staying(material: Material, findings: Findings) -> list[int | None]:
 
 
 def _most(classes: Iterable[int]) -> int | None:
-    (first, most), *others = Counter(classes).most_common(2) or [(None, 0)]
-    return None if others and others[0][1] == most else first
+    ranked = Counter(classes).most_common(2)
+    is_tie = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
+    return None if is_tie or not ranked else ranked[0][0]
 
 
 def _contradiction(
