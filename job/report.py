@@ -18,6 +18,7 @@ from job.page import render
 from job.plots import plot_confusion, plot_reliability
 
 if TYPE_CHECKING:
+    from job.doctor.summary import Line
     from job.gate import Comparison, Verdict
     from job.lite import LiteScore
 
@@ -33,7 +34,8 @@ class Facts:
     int `[n]`. `scores` are probabilities float32 `[n,c]` as published, `uncalibrated` the same at
     a temperature of 1. `report` is of `scores`. `images` and `seconds` are as in `Result`.
     `provenance` is shown as given. `read_image` gives the bytes of a test image by its name, or
-    None; it is called from several threads. `lite` is how good the TFLite files are.
+    None; it is called from several threads. `lite` is how good the TFLite files are, `findings`
+    what the data doctor found, in short.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Facts:
     provenance: dict[str, str]
     read_image: Callable[[str], bytes | None]
     lite: tuple[LiteScore, ...] = ()
+    findings: tuple[Line, ...] = ()
 
 
 def write_report(folder: Path, facts: Facts) -> None:

@@ -24,11 +24,12 @@ from scipy.special import softmax
 from sklearn.metrics import precision_recall_fscore_support
 
 from job.calibrate import calibration_error
+from job.doctor.summary import Line
 from job.evaluate import LabelScore, evaluate
 from job.figures import matrix, mistakes, p_value, points, shortened, shown
 from job.gate import compare, judge
 from job.lite import LiteScore
-from job.page import MOST_CHANGED, MOST_MISTAKES, duration
+from job.page import MOST_CHANGED, MOST_MISTAKES, duration, render
 from job.plots import plot_confusion
 from job.report import Facts, junit, markdown, metrics, write_report
 from job.thumbnails import SIDE, thumbnails
@@ -245,6 +246,22 @@ def test_the_first_version_and_a_flawless_one_have_their_words(tmp_path: Path) -
     assert "every test image was classified rightly" in page
     assert "no version in service to compare" in page
     assert "Skipped" not in page
+
+
+def test_what_the_doctor_found_is_with_the_data(look: Look) -> None:
+    """The kinds of finding that there are have their line and advice in the section on data."""
+    facts = make_facts()
+    assert "data doctor" not in render(facts)
+    lines = (
+        Line("suspects", 1234, SCRIPT, HANDLER),
+        Line("copies", 0, "copies", ""),
+        Line("outliers", 0, "outliers", ""),
+    )
+    found = look(render(replace(facts, findings=lines)), 390)
+    assert found["headings"] == ["Passed the gate", *SECTIONS]
+    for text in ("1,234", SCRIPT, HANDLER, "Found no copies and no outliers."):
+        assert text in " ".join(found["text"].split())
+    assert (found["scripts"], found["ran"], found["overflow"]) == (0, False, 0)
 
 
 def test_thumbnails_keep_shape_and_are_small(tmp_path: Path) -> None:
