@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import string
 import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +17,8 @@ _UNSEEN = {"Cc", "Zl", "Zp", "Cs", "Cn", "Co"}
 
 # Characters that turn the order of what follows, so that `gpj.exe` shows as `exe.jpg`.
 _TURNING = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+
+_MARKUP = {ord(c): f"\\{c}" for c in string.punctuation if c not in "-,"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,14 @@ def shortened(text: str, most: int) -> str:
     return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
 
 
+def markdown_text(text: str) -> str:
+    """Give `shown` text with all escaped that Markdown could take for markup.
+
+    CommonMark 0.31, section 2.4.
+    """
+    return shown(text).translate(_MARKUP)
+
+
 def percent(share: float) -> str:
     """Give 0.933 as `93.3 %`, with a space that does not break."""
     return f"{100 * share:.1f}\u00a0%"
@@ -126,3 +139,17 @@ def matrix(confusion: np.ndarray, labels: tuple[str, ...], most: int) -> Matrix:
     np.add.at(counts, (group[:, None], group[None, :]), confusion)
     others = len(labels) - most
     return Matrix((*(labels[i] for i in kept), f"{others} others"), counts, others)
+
+
+def plain(value: Any) -> Any:
+    """Give a value as JSON has it: lists for tuples, null for what is no number, 6 digits.
+
+    NumPy's floats and infinity are among what JSON does not know; text stays as it is.
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

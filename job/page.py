@@ -93,7 +93,7 @@ def render(facts: Facts) -> str:
         [card(facts, row, pictures[facts.names[row]]) for row in part] for part in shown
     )
     return (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             facts=facts,
@@ -154,7 +154,8 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}\u00a0h {whole % 3600 // 60}\u00a0min"
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Give what renders the templates, with their filters; it escapes all that goes in."""
     folder = Path(__file__).parent / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),

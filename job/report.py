@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import string
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,13 +18,12 @@ from job.page import render
 from job.plots import plot_confusion, plot_reliability
 
 if TYPE_CHECKING:
+    from job.doctor.summary import Line
     from job.gate import Comparison, Verdict
     from job.lite import LiteScore
 
 # More lines than this in a job summary are not read.
 MOST_MARKDOWN_LABELS = 30
-
-_MARKUP = {ord(c): f"\\{c}" for c in string.punctuation if c not in "-,"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,8 @@ class Facts:
     int `[n]`. `scores` are probabilities float32 `[n,c]` as published, `uncalibrated` the same at
     a temperature of 1. `report` is of `scores`. `images` and `seconds` are as in `Result`.
     `provenance` is shown as given. `read_image` gives the bytes of a test image by its name, or
-    None; it is called from several threads. `lite` is how good the TFLite files are.
+    None; it is called from several threads. `lite` is how good the TFLite files are, `findings`
+    what the data doctor found, in short.
     """
 
     name: str
@@ -55,6 +53,7 @@ class Facts:
     provenance: dict[str, str]
     read_image: Callable[[str], bytes | None]
     lite: tuple[LiteScore, ...] = ()
+    findings: tuple[Line, ...] = ()
 
 
 def write_report(folder: Path, facts: Facts) -> None:
@@ -75,7 +74,7 @@ def metrics(facts: Facts) -> dict[str, Any]:
     """Give every figure of the report, ready for JSON: floats have 6 digits, or are null."""
     report = facts.report
     labels = [asdict(score) | {"f1": figures.f1(score)} for score in report.per_label]
-    found: dict[str, Any] = _plain(
+    found: dict[str, Any] = figures.plain(
         {
             "name": facts.name,
             "verdict": asdict(facts.verdict),
@@ -123,26 +122,15 @@ def _mistakes(facts: Facts) -> list[dict[str, Any]]:
     return found
 
 
-def _plain(value: Any) -> Any:
-    """Turn numbers into what JSON has: JSON knows neither NumPy nor infinity."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
-
-
 def markdown(facts: Facts) -> str:
     """Give a summary in GitHub's Markdown: verdict, accuracy, comparison, labels."""
-    report = facts.report
+    report, name = facts.report, figures.markdown_text(facts.name)
     low, high = (figures.percent(bound) for bound in report.accuracy_ci95)
     error = calibration_error(facts.scores, facts.classes)
     lines = [
-        f"## {_md(facts.name)}: {'passed' if facts.verdict.passed else 'refused by'} the gate",
+        f"## {name}: {'passed' if facts.verdict.passed else 'refused by'} the gate",
         "",
-        *(f"- {_md(reason)}" for reason in facts.verdict.reasons),
+        *(f"- {figures.markdown_text(reason)}" for reason in facts.verdict.reasons),
         *([""] if facts.verdict.reasons else []),
         f"**Accuracy {figures.percent(report.accuracy)}** of {report.n} test images "
         f"(95 % interval {low} to {high}), calibration error {figures.percent(error)}.",
@@ -155,7 +143,7 @@ def markdown(facts: Facts) -> str:
     for score in rows[:MOST_MARKDOWN_LABELS]:
         shares = (score.precision, score.recall, figures.f1(score))
         cells = " | ".join(figures.percent(share) if score.count else "-" for share in shares)
-        lines.append(f"| {_md(score.label)} | {score.count} | {cells} |")
+        lines.append(f"| {figures.markdown_text(score.label)} | {score.count} | {cells} |")
     if len(rows) > MOST_MARKDOWN_LABELS:
         lines += ["", f"{len(rows) - MOST_MARKDOWN_LABELS} more labels did better."]
     return "\n".join(lines) + "\n"
@@ -171,11 +159,6 @@ def _comparison_lines(comparison: Comparison) -> list[str]:
         f"is it worse: {figures.p_value(comparison.p_value)}.",
         "",
     ]
-
-
-def _md(text: str) -> str:
-    """Escape all that Markdown could take for markup: CommonMark 0.31, section 2.4."""
-    return figures.shown(text).translate(_MARKUP)
 
 
 def junit(facts: Facts) -> str:

@@ -67,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "seal": {"documents"},
     "summaries": {"errors", "plots", "progress", "storage", "workdir"},
     "intermediate": {"export", "storage"},
-    "report": {"calibrate", "evaluate", "figures", "gate", "lite", "page", "plots"},
+    "report": {"calibrate", "doctor", "evaluate", "figures", "gate", "lite", "page", "plots"},
     "page": {"calibrate", "evaluate", "figures", "report", "thumbnails"},
     "figures": {"evaluate"},
     "plots": {"calibrate", "evaluate", "figures"},
@@ -143,6 +143,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "traits": set(),
     # The data doctor
     "doctor.__init__": set(),
+    "doctor.page": {"doctor", "figures", "page", "thumbnails"},
+    "doctor.summary": {"doctor", "figures"},
+    "doctor.charts": {"doctor"},
+    "doctor.listing": {"doctor", "errors"},
     "doctor.findings": {"stream"},
     "graphs": set(),
     # The ground

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 import re
-import shutil
-import subprocess
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from browser import HANDLER, HOSTILE_LABELS, HOSTILE_NAMES, SCRIPT, Look, open_page
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,31 +24,18 @@ from scipy.special import softmax
 from sklearn.metrics import precision_recall_fscore_support
 
 from job.calibrate import calibration_error
+from job.doctor.summary import Line
 from job.evaluate import LabelScore, evaluate
 from job.figures import matrix, mistakes, p_value, points, shortened, shown
 from job.gate import compare, judge
 from job.lite import LiteScore
-from job.page import MOST_CHANGED, MOST_MISTAKES, duration
+from job.page import MOST_CHANGED, MOST_MISTAKES, duration, render
 from job.plots import plot_confusion
 from job.report import Facts, junit, markdown, metrics, write_report
 from job.thumbnails import SIDE, thumbnails
 
 CLIPART = sorted((ROOT / "samples/clipart").glob("*/*"))
 CLIPART_LABELS = tuple(sorted({path.parent.name for path in CLIPART}))
-
-SCRIPT = "<script>window.ran = 1</script>"
-HANDLER = "<img src=x onerror='window.ran = 1'>"
-HOSTILE_LABELS = (SCRIPT, "a|b`c*_d_", '" onload="window.ran = 1', "tab\there", "猫", "x\udcff")
-HOSTILE_NAMES = (
-    f"bird/{SCRIPT}.jpg",
-    f"bird/{HANDLER}.jpg",
-    "bird/two\nlines\r.jpg",
-    "bird/lone\udcff.jpg",
-    "bird/\u202egpj.exe",
-    "bird/'\"`&amp;{{ 7*7 }}{% raw %}.jpg",
-    "bird/nul\x00\x1b[31m.jpg",
-    "bird/" + "long" * 60 + ".jpg",
-)
 
 SECTIONS = [
     "Labels", "Confusion", "Calibration", "TFLite models", "Mistakes", "Change", "Data", "Time",
@@ -136,63 +120,10 @@ def make_facts(
     )
 
 
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    """The path of Chromium, without which the page cannot be looked at."""
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.fail("chromium is not installed (on Debian: apt-get install chromium)")
-    return program
-
-
-# Opens the page in a frame, which lets a width below Chromium's smallest window be tried, and
-# writes down what the browser made of it.
-PROBE = """<!doctype html><meta charset="utf-8"><body style="margin:0">
-<iframe srcdoc="{page}" style="border:0;width:{width}px;height:{height}px"></iframe>
-<script>
-window.onload = () => {{
-  const frame = document.querySelector("iframe"), page = frame.contentDocument;
-  const all = [...page.querySelectorAll("*")];
-  const found = {{
-    headings: [...page.querySelectorAll("section h2")].map(e => e.textContent),
-    images: [...page.images].map(e => [e.src.slice(0, 22), e.naturalWidth, e.naturalHeight]),
-    scripts: page.scripts.length,
-    handlers: all.filter(e => e.getAttributeNames().some(a => a.startsWith("on"))).length,
-    ran: "ran" in frame.contentWindow,
-    loaded: frame.contentWindow.performance.getEntriesByType("resource").map(e => e.name),
-    overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
-    background: getComputedStyle(page.body).backgroundColor,
-    text: page.body.textContent,
-  }};
-  const ascii = JSON.stringify(found).replace(/[\\u007f-\\uffff]/g,
-    c => "\\\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
-  document.body.append(Object.assign(document.createElement("pre"), {{textContent: ascii}}));
-}};
-</script>"""
-
-Look = Callable[..., dict[str, Any]]
-
-
 @pytest.fixture
-def look(chromium: str, tmp_path: Path) -> Look:
+def look(tmp_path: Path) -> Look:
     """A function that opens HTML in Chromium and gives what `PROBE` found."""
-
-    def run(page: str, width: int = 1200, *, dark: bool = False) -> dict[str, Any]:
-        probe = tmp_path / "probe.html"
-        probe.write_text(PROBE.format(page=html.escape(page), width=width, height=900), "utf-8")
-        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
-        command += ["--no-first-run", "--disable-background-networking", "--disable-sync"]
-        command += ["--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"]
-        command += ["--blink-settings=preferredColorScheme=0"] if dark else []
-        command += ["--window-size=1300,1000", f"--screenshot={tmp_path / 'screen.png'}"]
-        command += ["--virtual-time-budget=5000", "--dump-dom", probe.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        found = re.search("<pre>(.*)</pre>", done.stdout, re.DOTALL)
-        assert found, f"Chromium ended with {done.returncode}: {done.stderr[-2000:]}"
-        result: dict[str, Any] = json.loads(html.unescape(found[1]))
-        return result
-
-    return run
+    return partial(open_page, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +246,22 @@ def test_the_first_version_and_a_flawless_one_have_their_words(tmp_path: Path) -
     assert "every test image was classified rightly" in page
     assert "no version in service to compare" in page
     assert "Skipped" not in page
+
+
+def test_what_the_doctor_found_is_with_the_data(look: Look) -> None:
+    """The kinds of finding that there are have their line and advice in the section on data."""
+    facts = make_facts()
+    assert "data doctor" not in render(facts)
+    lines = (
+        Line("suspects", 1234, SCRIPT, HANDLER),
+        Line("copies", 0, "copies", ""),
+        Line("outliers", 0, "outliers", ""),
+    )
+    found = look(render(replace(facts, findings=lines)), 390)
+    assert found["headings"] == ["Passed the gate", *SECTIONS]
+    for text in ("1,234", SCRIPT, HANDLER, "Found no copies and no outliers."):
+        assert text in " ".join(found["text"].split())
+    assert (found["scripts"], found["ran"], found["overflow"]) == (0, False, 0)
 
 
 def test_thumbnails_keep_shape_and_are_small(tmp_path: Path) -> None:
