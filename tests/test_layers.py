@@ -140,6 +140,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exif": set(),
     # The data doctor
     "doctor.__init__": set(),
+    "doctor.examine": {"doctor"},
+    "doctor.suspects": {"doctor"},
+    "doctor.outliers": {"doctor"},
+    "doctor.alike": {"doctor", "evaluate"},
+    "doctor.drift": {"doctor"},
+    "doctor.growth": {"doctor", "evaluate"},
+    "doctor.folds": {"objective"},
+    "doctor.reduce": {"guard"},
     "doctor.findings": {"stream"},
     "graphs": set(),
     # The ground
