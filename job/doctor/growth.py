@@ -126,30 +126,39 @@ def curve(trials: Trials, *, seed: int = 0) -> Curve:
 
     Measured intervals are Wilson's of as many trials as there are groups: copies of an image prove
     no more than one. Expected ones are the 2.5 and 97.5 % quantiles of the curves fitted to
-    BOOTSTRAPS samples of the groups (Efron 1979). They hold if more images are like those of now,
-    and if a power law goes on as it began.
+    BOOTSTRAPS draws of the groups' weights (the Bayesian bootstrap, Rubin 1981). One image that
+    every head has right and one that every head has wrong are drawn with them, as if seen: of no
+    errors among few images, it does not follow that there are none. The intervals hold if more
+    images are like those of now, and if a power law goes on as it began.
     """
     accuracy = trials.right.mean(axis=0)
     groups = np.unique(trials.groups, return_inverse=True)[1]
     count = int(groups.max()) + 1
     measured = tuple(
-        CurvePoint(round(float(n)), float(share), wilson(share * count, count))
+        _point(n, share, wilson(share * count, count))
         for n, share in zip(trials.images, accuracy, strict=True)
     )
     random = np.random.default_rng(seed)
+    right = np.concatenate([trials.right, [[True], [False]] * np.ones((1, len(accuracy)), bool)])
+    groups = np.concatenate([groups, [count, count + 1]])
     drawn = np.empty((BOOTSTRAPS, len(accuracy)))
-    for sample in drawn:
-        weights = np.bincount(random.integers(count, size=count), minlength=count)[groups]
-        sample[:] = weights @ trials.right / weights.sum()
+    for place in range(BOOTSTRAPS):
+        weights = random.standard_exponential(count + 2)[groups]
+        drawn[place] = weights @ right / weights.sum()
     found = fit_power_law(trials.images, np.stack([accuracy, *drawn]), EXPONENTS)
     expected = []
-    for times in TIMES:
-        values = found.at(times * trials.images[-1])
+    for images in np.multiply(TIMES, trials.images[-1]):
+        values = found.at(float(images))
         low, high = np.quantile(values[1:], (0.025, 0.975))
-        # The fit to what was measured may lie outside of what samples of it gave, by a hair.
-        ends = (float(min(low, values[0])), float(max(high, values[0])))
-        expected.append(CurvePoint(round(float(times * trials.images[-1])), float(values[0]), ends))
+        # Errors of all heads and none may put what was measured at the very end of what is drawn.
+        ends = (min(low, values[0]), max(high, values[0]))
+        expected.append(_point(images, values[0], ends))
     return Curve(measured, tuple(expected))
+
+
+def _point(images: float, accuracy: float, interval: tuple[float, float]) -> CurvePoint:
+    low, high = interval
+    return CurvePoint(round(float(images)), float(accuracy), (float(low), float(high)))
 
 
 def wishes(trials: Trials, probabilities: np.ndarray, classes: np.ndarray) -> tuple[Wish, ...]:
