@@ -1,12 +1,17 @@
-"""What the doctor looks at and what it finds; rows are those of the images in `Material`."""
+"""What the doctor looks at and what it finds; rows are those of the images in `Material`.
+
+Imports no TensorFlow, which `job.stream` would: what judges the findings is NumPy alone.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from job.stream import Skipped
+if TYPE_CHECKING:
+    from job.stream import Skipped
 
 
 @dataclass(frozen=True, slots=True)

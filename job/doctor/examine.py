@@ -1,0 +1,103 @@
+"""All that the doctor can tell of a data set from its embeddings, put together.
+
+Imports no TensorFlow. At 100,000 images of 1,280 features it takes minutes on two cores, and memory
+for the reduced features a few times over: 256 of 4 bytes a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from job.doctor.alike import alike
+from job.doctor.drift import LEAST_COMPARED, drift
+from job.doctor.findings import Before, Copies, Findings, Material
+from job.doctor.folds import FOLDS, cross_validate, shares
+from job.doctor.growth import curve, try_fractions, wishes
+from job.doctor.outliers import LEAST_IMAGES, outliers
+from job.doctor.reduce import reduced
+from job.doctor.suspects import Neighbours, suspects, with_neighbours
+
+# Different images below which there is no learning curve: of 40 a head is fitted to as few as four.
+LEAST_FOR_CURVE = 40
+
+
+def examine(
+    material: Material, before: Before | None, near: tuple[Copies, ...], neighbours: Neighbours
+) -> Findings:
+    """Give all findings about `material`, and what changed since `before`.
+
+    `near` are the copies that were found. `neighbours`, indices int64 `[n,k]` and similarities
+    float32 `[n,k]`, are those of each row as `job.neighbours.nearest` gives them, best of
+    `reduce.reduced` features and with a k of 10; an index below 0 stands for none. The same data
+    gives the same findings. No figure is NaN. Where images cannot be classified at all, the
+    accuracy is that of always guessing the commonest label, and 0 of no images.
+    """
+    changes = drift(material, before) if before else None
+    found = Findings(
+        counts=np.bincount(material.classes, minlength=len(material.labels)),
+        accuracy=float(shares(material.classes, len(material.labels)).max(initial=0)),
+        copies=tuple(sorted(near, key=lambda c: (-len(c.labels), -len(c.rows), c.rows))),
+        suspects=(),
+        outliers=outliers(*neighbours),
+        alike=(),
+        curve=None,
+        wishes=(),
+        drift=changes,
+    )
+    rare = _rare(material)
+    common = len(material.labels) - len(rare)
+    reasons = list(_reasons(material, found, rare))
+    if common < 2:
+        reasons.append(
+            f"wrong labels, labels alike and the learning curve: {common} of the labels have "
+            f"{FOLDS} different images, expected at least 2"
+        )
+        return replace(found, left_out=tuple(reasons))
+    return _classified(replace(found, left_out=tuple(reasons)), material, neighbours, rare)
+
+
+def _classified(
+    found: Findings, material: Material, neighbours: Neighbours, rare: frozenset[int]
+) -> Findings:
+    """Give the findings with those that are told from cross-validated probabilities."""
+    classes, groups = material.classes, material.groups
+    features = reduced(material.features)
+    scores = cross_validate(features, classes, groups, len(material.labels))
+    agreed = with_neighbours(scores, neighbours, classes, groups)
+    found = replace(
+        found,
+        accuracy=float((scores.argmax(axis=1) == classes).mean()),
+        suspects=tuple(s for s in suspects(agreed, classes) if s.given not in rare),
+        alike=tuple(p for p in alike(scores, classes) if not rare & {p.first, p.second}),
+    )
+    different = len(np.unique(groups))
+    if different < LEAST_FOR_CURVE:
+        reason = f"the learning curve: {different} different images, at least {LEAST_FOR_CURVE}"
+        return replace(found, left_out=(*found.left_out, f"{reason} expected"))
+    trials = try_fractions(features, classes, groups, scores)
+    return replace(found, curve=curve(trials), wishes=wishes(trials, scores, classes))
+
+
+def _rare(material: Material) -> frozenset[int]:
+    """Give the labels that some fold would have to be judged without, or nearly so."""
+    pairs = np.unique(np.stack([material.classes, material.groups]), axis=1)
+    different = np.bincount(pairs[0], minlength=len(material.labels))
+    return frozenset(np.flatnonzero(different < FOLDS).tolist())
+
+
+def _reasons(material: Material, found: Findings, rare: Iterable[int]) -> Iterator[str]:
+    for label in sorted(rare):
+        yield (
+            f"wrong labels and likeness of {material.labels[label]!r}: {found.counts[label]} "
+            f"images of it, at least {FOLDS} different ones expected"
+        )
+    if len(material.classes) < LEAST_IMAGES:
+        yield f"outliers: {len(material.classes)} images, at least {LEAST_IMAGES} expected"
+    if found.drift and found.drift.distance is None:
+        yield (
+            f"the distance to the images of version {found.drift.version}: expected at least "
+            f"{LEAST_COMPARED} different new images and as many embeddings of those before"
+        )
