@@ -120,7 +120,7 @@ def measure(seeds: int, copies: int, swaps: int) -> None:
             rows = embedder([root / name for name in names])
         features = np.stack([row.features for row in rows])
         pairs = near_duplicates(features, fingerprints(np.stack([row.traits for row in rows])))
-        groups = components(len(rows), pairs)
+        groups = components(len(rows), pairs.edges)
         largest = max(largest, int(np.bincount(groups).max()))
         known = {*zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)}
         for copy in truth.copies:
@@ -182,7 +182,7 @@ def scale(folder: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     pairs = near_duplicates(features, prints)
-    groups = components(len(table), pairs)
+    groups = components(len(table), pairs.edges)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     together = (groups[truth["copies"]] == groups[truth["originals"]]).mean()

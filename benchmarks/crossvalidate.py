@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from job.backbone import load_backbone
 from job.config import DEFAULT_BACKBONE
-from job.dataset import build_index
 from job.embed import embed
 from job.evaluate import wilson
 from job.images import loader
+from job.index import build_index
 from job.lbfgs import fit
+from job.sources import folder_rows
 from job.storage import open_store
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     store = open_store(options.data)
-    index = build_index(store, 10, 10)
+    index = build_index(folder_rows(store), 10, 10)
     with tempfile.TemporaryDirectory() as cache:
         backbone = load_backbone(options.backbone, cache_dir=Path(cache))
         embeddings = embed(store, index, backbone, batch_size=32, threads=8)

@@ -27,7 +27,7 @@ from sklearn.model_selection import train_test_split
 
 from job.backbone import load_backbone, resolve
 from job.config import DEFAULT_BACKBONE
-from job.dataset import Index, build_index
+from job.dataset import Index
 from job.embed import embed
 from job.evaluate import wilson
 from job.feed import FinetuneData, Side
@@ -35,8 +35,10 @@ from job.finetune import finetune
 from job.fit import Fit
 from job.forward import Forward
 from job.images import loader
+from job.index import build_index
 from job.lbfgs import fit
 from job.recipe import FinetuneOptions
+from job.sources import folder_rows
 from job.storage import Store, open_store
 from job.trainable import load_trainable
 
@@ -64,7 +66,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=RECIPES, default=list(RECIPES))
     options = parser.parse_args()
     store = open_store(options.data)
-    index = build_index(store, 10, 10)
+    index = build_index(folder_rows(store), 10, 10)
     classes = np.array([example.class_index for example in index.examples])
     print(f"{options.data}: {len(classes)} images, {len(index.labels)} labels")
     print(f"{options.splits} splits\n")

@@ -22,10 +22,11 @@ import tensorflow as tf
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from job.backbone import load_backbone
-from job.dataset import build_index
 from job.forward import Forward
 from job.images import loader
+from job.index import build_index
 from job.progress import import_tensorflow
+from job.sources import folder_rows
 from job.storage import open_store
 
 BATCH = 32
@@ -44,7 +45,7 @@ def main() -> None:
     store = open_store(options.data)
     backbone = load_backbone(str(options.module), cache_dir=options.module.parent)
     decode = loader(backbone.image_size)
-    examples = build_index(store, 10, 10).examples
+    examples = build_index(folder_rows(store), 10, 10).examples
     images = [decode(store.read(e.name)) for e in examples[:: len(examples) // BATCH][:BATCH]]
     forward = Forward(backbone, BATCH)
     with ThreadPoolExecutor(forward.workers) as pool:

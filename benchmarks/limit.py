@@ -25,11 +25,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from job.backbone import Backbone, load_backbone
-from job.dataset import Index, build_index
+from job.dataset import Index
 from job.embed import embed
 from job.forward import Forward
 from job.images import loader
+from job.index import build_index
 from job.progress import import_tensorflow
+from job.sources import folder_rows
 from job.storage import Store, open_store
 
 BATCH = 32
@@ -48,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     import_tensorflow()
     store = open_store(options.data)
-    index = build_index(store, 10, 10)
+    index = build_index(folder_rows(store), 10, 10)
     backbone = load_backbone(str(options.module), cache_dir=options.module.parent)
     index = replace(index, examples=index.examples[: options.batches * BATCH])
     files = [store.read(example.name) for example in index.examples]

@@ -29,9 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from job.cache import EmbeddingCache, space_name
 from job.catalogue import Known
-from job.dataset import Split, build_index
+from job.dataset import Split
 from job.fit import Session
+from job.index import build_index
 from job.lbfgs import fit
+from job.sources import folder_rows
 from job.storage import Entry, open_store
 
 LIMIT_GIB = 12
@@ -159,7 +161,7 @@ def job(size: int, work: Path) -> dict[str, object]:
     """Do what a warm run does between its listing and its evaluation."""
     meter = Meter()
     with meter.step("index"):
-        index = build_index(Listing(size), 10, 10)
+        index = build_index(folder_rows(Listing(size)), 10, 10)
     cache = EmbeddingCache(open_store(str(work / "cache")), SPACE)
     with meter.step("look up"):
         cache.refresh()

@@ -33,11 +33,12 @@ import tensorflow as tf
 from job import lbfgs, sgd
 from job.backbone import load_backbone
 from job.config import DEFAULT_BACKBONE
-from job.dataset import build_index
 from job.embed import embed
 from job.fit import Pair
 from job.head import Head
+from job.index import build_index
 from job.sgd import SgdOptions
+from job.sources import folder_rows
 from job.storage import open_store
 
 STEPS, BATCH, RATE, INTERVAL = 4000, 100, 0.01, 10
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=5)
     options = parser.parse_args()
     store = open_store(options.data)
-    index = build_index(store, 10, 10)
+    index = build_index(folder_rows(store), 10, 10)
     with tempfile.TemporaryDirectory() as cache:
         backbone = load_backbone(options.backbone, cache_dir=Path(cache))
         features = np.array(embed(store, index, backbone, threads=8).features)

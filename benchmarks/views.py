@@ -26,10 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from job.backbone import load_backbone
 from job.config import DEFAULT_BACKBONE
-from job.dataset import Index, Split, build_index
+from job.dataset import Index, Split
 from job.distort import Distortion, view_loader
 from job.embed import Embeddings, embed
+from job.index import build_index
 from job.lbfgs import fit
+from job.sources import folder_rows
 from job.storage import open_store
 from job.views import embed_views
 
@@ -90,7 +92,7 @@ def embed_all(
     Any image may be on the training side of some split, so all have views.
     """
     store = open_store(data)
-    listed = build_index(store, 10, 10)
+    listed = build_index(folder_rows(store), 10, 10)
     index = replace(listed, examples=tuple(replace(e, split=Split.TRAIN) for e in listed.examples))
     with tempfile.TemporaryDirectory() as kept:
         backbone = load_backbone(handle, cache_dir=Path(kept))

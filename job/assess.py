@@ -5,9 +5,9 @@ from __future__ import annotations
 from job.backbone import Backbone
 from job.config import RunConfig
 from job.dataset import Split
-from job.errors import RegraftError
 from job.evaluate import Report, evaluate
 from job.gate import Comparison, Verdict, judge
+from job.intake import read_quietly
 from job.manifest import packages
 from job.progress import Progress
 from job.redact import redact
@@ -15,7 +15,6 @@ from job.report import Facts
 from job.result import Result
 from job.service import Answered, compare_with_service
 from job.stages import Plan
-from job.storage import Store
 from job.training import Trained
 
 
@@ -81,7 +80,7 @@ def pass_judgement(config: RunConfig, report: Report, comparison: Comparison | N
 def provenance(config: RunConfig, backbone: Backbone, trained: Trained) -> dict[str, str]:
     """Give what the report shows of where a model comes from."""
     return {
-        "data": redact(config.data),
+        "data": ", ".join(map(redact, config.data)),
         "backbone": redact(backbone.handle),
         "backbone digest": backbone.digest,
         "solver": config.solver,
@@ -89,11 +88,3 @@ def provenance(config: RunConfig, backbone: Backbone, trained: Trained) -> dict[
         "split": f"{config.validation_percent:g} % validation, {config.test_percent:g} % test",
         **packages(),
     }
-
-
-def read_quietly(store: Store, name: str) -> bytes | None:
-    """Give an image's bytes for its thumbnail; None when it cannot be had any more."""
-    try:
-        return store.read(name)
-    except (RegraftError, OSError):
-        return None

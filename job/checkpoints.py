@@ -42,7 +42,10 @@ class Checkpoints:
     def __init__(
         self, store: Store | None = None, digest: str = "", interval: float = 60.0
     ) -> None:
-        """Keep states in a model's store; `digest` is that of all that decides the fit."""
+        """Keep states in a model's store.
+
+        `digest` is that of the inputs, and behind a `/` that of the split: what decides the fit.
+        """
         self._store = store
         self._folder = f"{FOLDER}/{digest}"
         self._interval = interval
@@ -110,8 +113,9 @@ class Checkpoints:
             for entry in self._store.list(f"{FOLDER}/"):
                 folder = "/".join(entry.name.split("/")[:2])
                 changed[folder] = max(entry.modified, changed.get(folder, 0.0))
+            ours = "/".join(self._folder.split("/")[:2])
             for folder, modified in changed.items():
-                if folder == self._folder or time.time() - modified > ABANDONED:
+                if folder == ours or time.time() - modified > ABANDONED:
                     self._store.delete_tree(folder)
 
 

@@ -16,12 +16,13 @@ import click
 
 from job import __version__
 from job.cli_cache import cache
+from job.cli_inspect import inspect
 from job.cli_versions import COMMANDS
 from job.config import RunConfig
 from job.endings import reason_of
 from job.errors import ConfigError, DataError, RegraftError
 from job.guard import GUARD, Terminated
-from job.options import begin, common_options, config_options, option
+from job.options import Lines, begin, common_options, config_options, option
 from job.progress import LOGGER, import_tensorflow, set_up_logging
 from job.result import Result
 from job.terminal import print_table
@@ -43,7 +44,7 @@ def cli() -> None:
 
 @cli.command()
 @common_options
-@config_options
+@config_options(RunConfig)
 def run(log_format: str, **options: Any) -> None:
     """Train on the images in --data and publish a version to --models under --name."""
     execute(log_format, options, dry=False)
@@ -51,7 +52,7 @@ def run(log_format: str, **options: Any) -> None:
 
 @cli.command()
 @common_options
-@config_options
+@config_options(RunConfig)
 def plan(log_format: str, **options: Any) -> None:
     """Check all that `run` would check before training, and train nothing."""
     execute(log_format, options, dry=True)
@@ -119,7 +120,9 @@ def predict(log_format: str, model: str, top: int, images: tuple[Path, ...]) -> 
 @cli.command()
 @common_options
 @option("model", required=True, help="A version, or a model's folder (the one in service).")
-@option("data", required=True, help="Labelled images, one folder per label.")
+@option(
+    "data", required=True, multiple=True, type=Lines(), help="Labelled images, as those of `run`."
+)
 @option(
     "split",
     type=click.Choice(["test", "validation", "train", "all"]),
@@ -128,19 +131,22 @@ def predict(log_format: str, model: str, top: int, images: tuple[Path, ...]) -> 
     help="Images of this side of the model's own split; `all` for data it was not trained on.",
 )
 @option("fetch_threads", type=click.IntRange(1, 512), default=32, help="Images fetched at once.")
-def evaluate(log_format: str, model: str, data: str, split: str, fetch_threads: int) -> None:
+def evaluate(
+    log_format: str, model: str, data: tuple[str, ...], split: str, fetch_threads: int
+) -> None:
     """Score a published model on the images in --data."""
     style, progress, _ = begin(log_format)
     import_tensorflow()
     from job import predict as prediction
     from job import summary
+    from job.sources import find_images
     from job.storage import open_store
 
     loaded = prediction.load_model(model)
     with progress.phase("evaluate") as advance:
-        store = open_store(data, connections=fetch_threads)
+        found = find_images(data, lambda uri: open_store(uri, connections=fetch_threads))
         done = prediction.evaluate_model(
-            loaded, store, split=split, threads=fetch_threads, advance=advance
+            loaded, found, split=split, threads=fetch_threads, advance=advance
         )
     if style == "text":
         print_table(summary.report_table(loaded.uri, done.report))
@@ -167,7 +173,7 @@ def build_backbone(log_format: str, handle: str, folder: Path) -> None:
     build_builtin(handle, folder)
 
 
-for _command in (*COMMANDS, cache):
+for _command in (inspect, *COMMANDS, cache):
     cli.add_command(_command)
 
 

@@ -18,8 +18,9 @@ from job.errors import ConfigError
 from job.formats import MAX_PIXELS
 from job.forward import Forward
 from job.images import loader
-from job.storage import Store
+from job.storage import Readable
 from job.stream import Decode, Loaded, Skipped, load_batches
+from job.traits import TRAITS, traits
 
 # Rows that are moved at once when unreadable images leave gaps: 40 MiB of 1,280 features.
 BLOCK = 8192
@@ -33,13 +34,15 @@ LAST_CHANCE = 15.0
 class Embeddings:
     """The embeddings of the readable examples of an index.
 
-    `features` is float32 `[n,d]` and `digests` the SHA-256 of each file, hexadecimal; row i of both
-    belongs to `index.examples[i]`. `checksums` has the CRC32C of every file that was read, by name,
-    those that did not decode included. `hits` of the embeddings came from the cache.
+    `features` is float32 `[n,d]`, `digests` the SHA-256 of each file, hexadecimal, and `traits`
+    float32 `[n,TRAITS]` what `job.traits` keeps of the pixels; row i of each belongs to
+    `index.examples[i]`. `checksums` has the CRC32C of every file that was read, by name, those that
+    did not decode included. `hits` of the embeddings came from the cache.
     """
 
     index: Index
     features: np.ndarray
+    traits: np.ndarray
     digests: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     checksums: dict[str, str]
@@ -58,7 +61,7 @@ class Embeddings:
 
 
 def embed(
-    store: Store, index: Index, backbone: Backbone, *,
+    store: Readable, index: Index, backbone: Backbone, *,
     threads: int,
     batch_size: int | None = None,
     exact: bool = False,
@@ -112,7 +115,8 @@ class _Table:
         self._index = index
         self._cache = cache
         self._dtype = dtype
-        self._features = allocate_rows(len(index.examples), width, scratch)
+        self._width = width
+        self._rows = allocate_rows(len(index.examples), width + TRAITS, scratch)
         self._known: list[Known | None] = [None] * len(index.examples)
         self._reasons: dict[int, str] = {}
         self._held: dict[str, list[int]] = {}
@@ -136,13 +140,13 @@ class _Table:
         wanted, self._held = self._held, {}
         if self._cache is None or not wanted:
             return []
-        lost = self._cache.fetch(wanted, self._features)
+        lost = self._cache.fetch(wanted, self._rows)
         self._hits += sum(len(rows) for digest, rows in wanted.items() if digest not in lost)
         return sorted(row for digest in lost for row in wanted[digest])
 
     def read(
         self,
-        store: Store,
+        store: Readable,
         todo: list[int],
         decode: Decode,
         forward: Forward,
@@ -159,6 +163,7 @@ class _Table:
                 threads=threads,
                 advance=advance,
                 held=self._cache.holds if self._cache else lambda digest: False,
+                describe=traits,
             )
             for batch, features in forward.stream(batches):
                 self.put(todo, batch.readable, features)
@@ -168,22 +173,30 @@ class _Table:
 
     def put(self, rows: Sequence[int], loaded: list[Loaded], features: np.ndarray | None) -> None:
         """Take files that were read, with their embeddings `[n,d]` if they went through."""
-        if features is not None and self._dtype != np.float32:
-            with np.errstate(over="ignore"):
-                features = features.astype(self._dtype)
-            if not np.isfinite(features).all():
-                raise ConfigError(
-                    "an embedding does not fit into float16", hint="use --cache-dtype float32"
-                )
+        made = None if features is None else self._complete(loaded, features)
         for place, item in enumerate(loaded):
             row = rows[item.place]
             known = Known(item.digest, item.checksum, item.reason)
-            self._note(row, known, held=features is None)
-            if features is not None:
-                self._features[row] = features[place]
+            self._note(row, known, held=made is None)
+            if made is not None:
+                self._rows[row] = made[place]
             if self._cache and item.digest:
                 entry = item.example.entry if is_settled(item.example.entry, item.read_at) else None
-                self._cache.add(entry, known, None if features is None else features[place])
+                self._cache.add(entry, known, None if made is None else made[place])
+
+    def _complete(self, loaded: list[Loaded], features: np.ndarray) -> np.ndarray:
+        """Give the rows of a batch, `[n,d+TRAITS]`, in the precision that they are kept in."""
+        kept = np.stack([item.traits for item in loaded if item.traits is not None])
+        rows = np.concatenate([features, kept], axis=1)
+        if self._dtype == np.float32:
+            return rows
+        with np.errstate(over="ignore"):
+            rows = rows.astype(self._dtype)
+        if not np.isfinite(rows).all():
+            raise ConfigError(
+                "an embedding does not fit into float16", hint="use --cache-dtype float32"
+            )
+        return rows
 
     def _note(self, row: int, known: Known, *, held: bool = True) -> None:
         self._known[row] = known
@@ -198,12 +211,13 @@ class _Table:
         kept = [row for row in range(len(examples)) if row not in self._reasons]
         for start in range(0, len(kept) if self._reasons else 0, BLOCK):
             rows = kept[start : start + BLOCK]
-            self._features[start : start + len(rows)] = self._features[rows]
+            self._rows[start : start + len(rows)] = self._rows[rows]
         skipped = [Skipped(examples[row].name, reason) for row, reason in self._reasons.items()]
         known = [(e.name, k) for e, k in zip(examples, self._known, strict=True) if k is not None]
         return Embeddings(
             index=self._index.without(item.name for item in skipped),
-            features=self._features[: len(kept)],
+            features=self._rows[: len(kept), : self._width],
+            traits=self._rows[: len(kept), self._width :],
             digests=tuple(k.digest for _, k in known if not k.reason),
             skipped=tuple(sorted(skipped, key=lambda item: item.name)),
             checksums={name: k.checksum for name, k in known if k.checksum},

@@ -12,7 +12,7 @@ from job.dataset import Example, Split
 from job.evaluate import accuracy, wilson
 from job.export import Classifier
 from job.images import loader
-from job.storage import Store
+from job.storage import Readable
 from job.stream import load_batches, require_all
 from job.tflite import CALIBRATION_IMAGES, FORMATS, TFLiteModel, convert
 
@@ -63,7 +63,7 @@ class Asked:
     the n test images, in their order, and `goldens` the same for some of them, by name.
     """
 
-    store: Store
+    store: Readable
     examples: tuple[Example, ...]
     scores: np.ndarray
     goldens: dict[str, np.ndarray]
@@ -130,7 +130,7 @@ def _score(path: Path, answers: np.ndarray, asked: Asked) -> LiteScore:
 
 
 def _decoded(
-    classifier: Classifier, store: Store, examples: list[Example], threads: int
+    classifier: Classifier, store: Readable, examples: list[Example], threads: int
 ) -> Iterator[np.ndarray]:
     """Give images as the model was trained on them, float32 `[<=BATCH,h,w,3]`, in order."""
     decode = loader(

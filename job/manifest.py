@@ -13,9 +13,12 @@ from typing import Any
 
 import job
 from job.config import RunConfig
+from job.dataset import Index
 from job.distort import DISTORTION_VERSION
+from job.divide import Divided
 from job.embed import Embeddings
 from job.images import PREPROCESSING_VERSION
+from job.ledger import write_ledger
 from job.result import Result
 from job.seal import canonical, describe_files, seal, sha256
 
@@ -24,21 +27,19 @@ PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "scipy", "google-cloud-stor
 # The options that change what is trained, beside those of the solver; the others say where it goes
 # and what may pass.
 TRAINING_OPTIONS = (
-    "validation_percent", "test_percent", "max_skipped", "image_size", "exact_decode", "max_pixels",
-    "cache_dtype",
+    "validation_percent", "test_percent", "group_regex", "keep_copies_apart", "max_skipped",
+    "image_size", "exact_decode", "max_pixels", "cache_dtype",
 )  # fmt: skip
 
 
 def inputs_digest(
-    config: RunConfig,
-    labels: tuple[str, ...],
-    checksums: Mapping[str, str],
-    backbone: str,
+    config: RunConfig, index: Index, checksums: Mapping[str, str], backbone: str
 ) -> str:
     """Give the SHA-256 of all that decides what is trained.
 
-    `checksums` has the CRC32C of every file, unreadable ones included, by name relative to the data
-    URI; `backbone` is the backbone's digest. Where the data lies does not matter.
+    `index` is of the whole data set, as it is listed, and `checksums` has the CRC32C of every file
+    in it that can be fetched, by name; `backbone` is the backbone's digest. Where the data lies
+    does not matter, and neither does who went where before: those that were there stay.
     """
     parts = {
         "regraft": job.__version__,
@@ -46,35 +47,48 @@ def inputs_digest(
         "options": {name: getattr(config, name) for name in TRAINING_OPTIONS},
         "fit": config.decisions(),
         "distortion": DISTORTION_VERSION if config.is_distorted else None,
-        "labels": labels,
-        "files": sorted(checksums.items()),
+        "labels": index.labels,
+        "files": sorted(
+            (e.name, checksums.get(e.name, ""), e.targets, e.key, e.use) for e in index.examples
+        ),
         "backbone": backbone,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def split_digest(index: Index) -> str:
+    """Give 32 hexadecimal digits of the SHA-256 of who is on which side."""
+    sides = [(example.name, example.split) for example in index.examples]
+    return hashlib.sha256(json.dumps(sides).encode()).hexdigest()[:32]
+
+
 def write_manifest(
     folder: Path,
     config: RunConfig,
-    embeddings: Embeddings,
+    divided: Divided,
     backbone: str,
     result: Result,
     *,
+    inputs: str,
     features: str,
     temperature: float,
     golden: dict[str, Any],
 ) -> None:
-    """Write both files into a bundle, after everything else: the manifest lists every file.
+    """Write the tables and the manifest into a bundle, after everything else: it lists every file.
 
-    `examples.csv` has a row an image: name, label, split and SHA-256. The manifest holds the
-    digest of that file, so the two together pin every input. `backbone` is the backbone's digest,
+    `examples.csv` has a row for each image that takes part: name, label, split and SHA-256. The
+    manifest holds the digest of that file, so the two together pin every input. `ledger.csv` is for
+    the versions to come. `backbone` is the backbone's digest, `inputs` is from `inputs_digest`,
     `features` that of the one inside, which fine-tuning changes; `golden` is what the trained model
     answered to the images in the warm-up records.
     """
+    embeddings = divided.embeddings
     _write_examples(folder / "examples.csv", embeddings)
+    write_ledger(folder, divided.ledger)
+    origin = _inputs(config, embeddings, backbone, result, sha256(folder / "examples.csv"))
     manifest = {
         "regraft": job.__version__,
-        "inputs": _inputs(config, embeddings, backbone, result, sha256(folder / "examples.csv")),
+        "inputs": {"digest": inputs, **origin},
         "features": features,
         "configuration": config.as_json(),
         "packages": packages(),
@@ -91,10 +105,9 @@ def _inputs(
     config: RunConfig, embeddings: Embeddings, backbone: str, result: Result, examples: str
 ) -> dict[str, Any]:
     """Give what a version was made from; `examples` is the digest of its `examples.csv`."""
-    options, labels = config.as_json(), embeddings.index.labels
+    options = config.as_json()
     skipped = [{"name": item.name, "reason": item.reason} for item in embeddings.skipped]
     return {
-        "digest": inputs_digest(config, labels, embeddings.checksums, backbone),
         "data": {
             "uri": options["data"],
             "digest": examples,

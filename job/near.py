@@ -68,6 +68,11 @@ class NearPairs:
     similarity: np.ndarray
     mirrored: np.ndarray
 
+    @property
+    def edges(self) -> np.ndarray:
+        """The pairs as int64 `[p,2]`."""
+        return np.stack([self.first, self.second], axis=1)
+
 
 def near_duplicates(features: np.ndarray, fingerprints: np.ndarray) -> NearPairs:
     """Find the near duplicates among n images: embeddings `[n,d]`, fingerprints float32 `[n,64]`.
@@ -93,14 +98,13 @@ def near_duplicates(features: np.ndarray, fingerprints: np.ndarray) -> NearPairs
     return NearPairs(first[near], second[near], similarity[near], flipped[near])
 
 
-def components(n: int, *pairs: NearPairs) -> np.ndarray:
-    """Give each of n rows the number of its group, int64 `[n]`: those that pairs join, in chains.
+def components(n: int, edges: np.ndarray) -> np.ndarray:
+    """Give each of n rows the number of its group, int64 `[n]`: those that a chain of edges joins.
 
-    Groups are numbered from 0 in the order of their first rows.
+    `edges` are pairs of rows, int64 `[p,2]`. Groups are numbered from 0 in the order of their first
+    rows.
     """
-    first = np.concatenate([np.empty(0, np.int64), *(p.first for p in pairs)])
-    second = np.concatenate([np.empty(0, np.int64), *(p.second for p in pairs)])
-    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(n, n))
+    graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(n, n))
     _, labels = connected_components(graph, directed=False)
     _, starts, groups = np.unique(labels, return_index=True, return_inverse=True)
     numbers: np.ndarray = np.argsort(np.argsort(starts))[groups].astype(np.int64)

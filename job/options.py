@@ -6,13 +6,13 @@ import os
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from job.config import RunConfig, did_you_mean, read_options
+from job.config import did_you_mean, read_options
 from job.errors import ConfigError
 from job.progress import Progress
 from job.terminal import set_up
@@ -30,9 +30,14 @@ def read_config_file(ctx: click.Context, option: click.Parameter, path: Path | N
         return
     known = {str(param.name) for param in ctx.command.params} - {str(option.name)}
     try:
-        ctx.default_map = read_options(path, known)
+        ctx.default_map = read_options(path, known, _several(ctx.command))
     except ConfigError as error:
         raise click.UsageError(error.message, ctx) from error
+
+
+def _several(command: click.Command) -> set[str]:
+    """Give the names of the options that may be given several times."""
+    return {str(param.name) for param in command.params if isinstance(param.type, Lines)}
 
 
 def common_options(command: Any) -> Any:
@@ -56,25 +61,39 @@ def common_options(command: Any) -> Any:
     )(command)
 
 
-def config_options(command: Any) -> Any:
-    """Add an option for every field of RunConfig."""
-    types = typing.get_type_hints(RunConfig)
-    for spec in reversed(fields(RunConfig)):
-        (kind,) = [t for t in typing.get_args(types[spec.name]) if t is not type(None)] or [
-            types[spec.name]
-        ]
-        required = spec.default is MISSING
-        # click takes an explicit default, even None, for a value: a required option has none.
-        settings = {"required": True} if required else {"default": spec.default}
-        command = option(
-            spec.name,
-            type=_type(kind, spec.metadata),
-            is_flag=kind is bool,
-            show_default=not required and spec.default not in (None, False),
-            help=spec.metadata["help"],
-            **settings,
-        )(command)
-    return command
+def config_options(kind: type) -> Callable[[Any], Any]:
+    """Give what adds an option for every field of a configuration, the required ones first."""
+    types = typing.get_type_hints(kind)
+
+    def add(command: Any) -> Any:
+        ordered = sorted(fields(kind), key=lambda spec: not _is_required(spec))
+        for spec in reversed(ordered):
+            command = _declared(types[spec.name], spec)(command)
+        return command
+
+    return add
+
+
+def _is_required(spec: Field[Any]) -> bool:
+    return spec.default is MISSING
+
+
+def _declared(hint: Any, spec: Field[Any]) -> Callable[[Any], Any]:
+    several = typing.get_origin(hint) is tuple
+    kinds = [t for t in typing.get_args(hint) if t not in (type(None), Ellipsis)]
+    (kind,) = kinds or [hint]
+    required = _is_required(spec)
+    # click takes an explicit default, even None, for a value: a required option has none.
+    settings = {"required": True} if required else {"default": spec.default}
+    return option(
+        spec.name,
+        type=Lines() if several else _type(kind, spec.metadata),
+        multiple=several,
+        is_flag=kind is bool,
+        show_default=not required and spec.default not in (None, False, ()),
+        help=spec.metadata["help"],
+        **settings,
+    )
 
 
 def _type(kind: type, metadata: Mapping[str, Any]) -> Any:
@@ -83,6 +102,16 @@ def _type(kind: type, metadata: Mapping[str, Any]) -> Any:
     if metadata["special"]:
         return NumberOr(metadata["special"])
     return click.Path(path_type=Path) if kind is Path else kind
+
+
+class Lines(click.ParamType[str]):
+    """Text that may be given several times; in an environment variable one a line."""
+
+    name = "text"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """Give the lines that are not empty: a URI may have spaces in it."""
+        return [line.strip() for line in rv.splitlines() if line.strip()]
 
 
 class NumberOr(click.ParamType[int | None]):

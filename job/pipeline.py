@@ -18,6 +18,7 @@ from job.stages import (
     open_cache,
     open_trainable,
     read_images,
+    settle_split,
 )
 from job.training import train
 from job.verifier import standby
@@ -43,13 +44,14 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
                 return None
             backbone = load_resolved(config, found, kept)
             trainable = open_trainable(config, found, kept)
-        source = Source(plan, backbone, cache, folder, trainable)
+        source = Source(plan.data, backbone, cache, folder, plan, trainable)
         if is_left_to_others(config, source, progress, result):
             result.status = "embedded"
             return None
         embeddings = read_images(config, source, progress, result)
+        divided = settle_split(config, plan, embeddings, progress, result)
         with standby(backbone.image_size, config.exact_decode, config.max_pixels) as verifier:
-            trained = train(config, source, embeddings, progress, result)
+            trained = train(config, source, divided, progress, result)
             facts = assess(config, plan, trained, progress, result)
             pass_gate(config, plan, facts, result)
             bundle, goldens = write_bundle(config, source, trained, facts, progress, result)

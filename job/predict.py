@@ -11,16 +11,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from job.dataset import Example, Split, label_line, scan, splitter
+from job.dataset import Example
 from job.documents import parse_object
 from job.errors import ConfigError, DataError, brief
 from job.evaluate import Report, evaluate
 from job.formats import MAX_PIXELS
 from job.head import Head
 from job.images import UnreadableImage, loader
+from job.index import labelled
+from job.labels import label_line, quoted
+from job.ledger import EXAMPLES, LEDGER, Ledger, parse_ledger
 from job.publish import in_service, read_channels, read_listing
-from job.storage import LocalStore, Store, download, open_store
-from job.stream import Skipped, load_batches
+from job.sources import Found
+from job.split import splitter
+from job.storage import LocalStore, Readable, Store, download, open_store
+from job.stream import Loaded, Skipped, load_batches
 
 BATCH_SIZE = 32
 
@@ -30,7 +35,8 @@ class Model:
     """A loaded version; `signatures` are the SavedModel's own, by name.
 
     `loaded` is kept because the signatures' variables live only as long as it does. `exact` and
-    `max_pixels` are how it decodes images, as in `images.preprocess`.
+    `max_pixels` are how it decodes images, as in `images.preprocess`. `ledger` says on which side
+    of the split the images were.
     """
 
     uri: str
@@ -40,12 +46,20 @@ class Model:
     max_pixels: int
     signatures: dict[str, Any]
     loaded: Any
+    ledger: Ledger
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Give the height and width that `serving_default` takes."""
         (spec,) = self.signatures["serving_default"].structured_input_signature[1].values()
         return int(spec.shape[1]), int(spec.shape[2])
+
+    def has_on(self, split: str, example: Example, digest: str) -> bool:
+        """Tell whether an image was on a side of the split, or would have been by its name."""
+        options = self.manifest["configuration"]
+        split_of = splitter(options["validation_percent"], options["test_percent"])
+        side = self.ledger.side(example.name, digest) or split_of(example.key)
+        return split in ("all", side)
 
     def loader(self) -> Callable[[bytes], np.ndarray]:
         """Give what decodes an image file as in training, see `images.loader`."""
@@ -64,9 +78,13 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A model's answers: row i of `scores`, float32 `[n,c]`, is of `examples[i]`."""
+    """A model's answers: row i of `scores`, float32 `[n,c]`, is of `examples[i]`.
+
+    `digests` are the SHA-256 of the files, hexadecimal.
+    """
 
     examples: tuple[Example, ...]
+    digests: tuple[str, ...]
     scores: np.ndarray
     skipped: tuple[Skipped, ...]
 
@@ -98,12 +116,16 @@ def load_model(uri: str) -> Model:
             signatures = {
                 name: loaded.signatures[name] for name in ("serving_default", "serve_bytes")
             }
+            tables = [folder / name for name in (LEDGER, EXAMPLES)]
+            table = next((path.read_bytes().decode() for path in tables if path.exists()), "")
         except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
             raise ConfigError(
                 f"{place} is no whole version: {error}",
                 hint="give --model a folder that Regraft published",
             ) from error
-    return Model(place, labels, manifest, exact, max_pixels, signatures, loaded)
+    return Model(
+        place, labels, manifest, exact, max_pixels, signatures, loaded, parse_ledger(table)
+    )
 
 
 def read_head(version: Store) -> Head:
@@ -164,31 +186,41 @@ def predict(model: Model, images: list[Path]) -> Iterator[Prediction]:
 
 def evaluate_model(
     model: Model,
-    data: Store,
+    found: Found,
     *,
     split: str,
     threads: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Evaluation:
-    """Score a model on the folders of `data`, which must be labels of the model.
+    """Score a model on the images that were found, whose labels must be labels of the model.
 
     `split` is a side of the split that the model was trained with (`test`: images of the training
-    data that it has not seen), or `all`, for data that it was not trained on.
+    data that it has not seen, wherever they lie now), or `all`, for data that it was not trained
+    on. An image that the version's ledger does not know goes by its name.
 
-    Raises DataError when a folder is no label of the model, or when no image is left.
+    Raises DataError when a label is none of the model's, or when no image is left.
     """
-    scored = score_images(
-        model, data, _examples(model, data, split), threads=threads, advance=advance
+    asked = tuple(
+        example
+        for example in _examples(model, found)
+        # A name that is not known may be that of an image which is: its content will tell.
+        if example.name not in model.ledger.by_name or model.has_on(split, example, "")
     )
-    if not scored.examples:
-        raise DataError(f"{data.uri}: no image of the split {split!r} could be read")
-    classes = np.array([example.class_index for example in scored.examples])
-    return Evaluation(evaluate(scored.scores, classes, model.labels), scored.skipped)
+    scored = score_images(model, found.store, asked, threads=threads, advance=advance)
+    pairs = enumerate(zip(scored.examples, scored.digests, strict=True))
+    rows = [row for row, (example, digest) in pairs if model.has_on(split, example, digest)]
+    if not rows:
+        raise DataError(
+            f"{found.store.uri}: no image of the split {split!r} could be read",
+            hint="`--split all` scores every image",
+        )
+    classes = np.array([scored.examples[row].class_index for row in rows])
+    return Evaluation(evaluate(scored.scores[rows], classes, model.labels), scored.skipped)
 
 
 def score_images(
     model: Model,
-    data: Store,
+    data: Readable,
     examples: tuple[Example, ...],
     *,
     threads: int,
@@ -199,7 +231,7 @@ def score_images(
     Raises what the store raises.
     """
     scores = [np.empty((0, len(model.labels)), np.float32)]
-    kept: list[Example] = []
+    kept: list[Loaded] = []
     skipped: list[Skipped] = []
     answer = model.signatures["serving_default"]
     decode = model.loader()
@@ -211,30 +243,19 @@ def score_images(
         if batch.readable:
             answers = answer(image=tf.constant(np.stack(batch.pixels())))
             scores.append(answers["prediction"].numpy())
-            kept += [loaded.example for loaded in batch.readable]
-    return Scored(tuple(kept), np.concatenate(scores), tuple(skipped))
+            kept += batch.readable
+    examples, digests = tuple(item.example for item in kept), tuple(item.digest for item in kept)
+    return Scored(examples, digests, np.concatenate(scores), tuple(skipped))
 
 
-def _examples(model: Model, data: Store, split: str) -> tuple[Example, ...]:
-    class_of = {label: index for index, label in enumerate(model.labels)}
-    folders = scan(data)
-    if unknown := [folder for folder in folders if label_line(folder) not in class_of]:
+def _examples(model: Model, found: Found) -> list[Example]:
+    pairs = model.manifest["configuration"].get("label_map", ())
+    renamed = dict(pair.split("=", 1) for pair in pairs)
+    names = {name for row in found.rows for name in row.labels} | set(found.empty)
+    lines = {name: label_line(renamed.get(name, name)) for name in names}
+    if unknown := sorted(name for name, line in lines.items() if line not in ("", *model.labels)):
         raise DataError(
-            f"{data.uri}: the folders {', '.join(map(repr, unknown[:5]))} are no labels of "
-            f"{model.uri}",
-            hint=f"its labels are {', '.join(map(repr, model.labels[:20]))}",
+            f"{found.store.uri}: the labels {quoted(unknown)} are no labels of {model.uri}",
+            hint=f"its labels are {quoted(model.labels, 20)}",
         )
-    options = model.manifest["configuration"]
-    split_of = splitter(options["validation_percent"], options["test_percent"])
-    examples = [
-        Example(entry, (class_of[label_line(folder)],), split_of(entry.name))
-        for folder, entries in folders.items()
-        for entry in entries
-    ]
-    wanted = tuple(e for e in examples if split == "all" or e.split is Split(split))
-    if not wanted:
-        raise DataError(
-            f"{data.uri}: no images in the split {split!r}",
-            hint="expected one folder per label; `--split all` scores every image",
-        )
-    return wanted
+    return labelled(found.rows, lines, model.labels)

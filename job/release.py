@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import uuid
 from dataclasses import replace
@@ -21,7 +20,7 @@ from job.manifest import write_manifest
 from job.progress import Progress, log
 from job.publish import PREVIOUS, move_channel, read_channels, read_listing
 from job.report import Facts, junit, markdown, write_report
-from job.result import Result
+from job.result import Result, append_summary
 from job.service import unchanged_version
 from job.serving import compare_answers, wait_available
 from job.stages import Plan, Source, as_classifier
@@ -82,9 +81,10 @@ def write_bundle(
         write_manifest(
             bundle,
             config,
-            embeddings,
+            trained.divided,
             source.backbone.digest,
             result,
+            inputs=trained.inputs,
             features=trained.backbone.digest,
             temperature=trained.temperature,
             golden=golden_record(goldens)
@@ -120,11 +120,8 @@ def leave_summaries(config: RunConfig, facts: Facts) -> None:
 
     Raises ConfigError when one of the files cannot be written.
     """
-    summary = config.summary_file or os.environ.get("GITHUB_STEP_SUMMARY")
+    append_summary(config.summary_file, markdown(facts))
     try:
-        if summary:
-            with Path(summary).open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(markdown(facts) + "\n")
         if config.junit_file:
             config.junit_file.write_text(junit(facts), "utf-8", "backslashreplace")
     except OSError as error:

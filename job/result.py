@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from job.errors import RegraftError
+from job.errors import ConfigError, RegraftError
 from job.redact import redact
 
 # Kubernetes cuts a termination message at 4,096 bytes, which would leave half a JSON object.
@@ -82,3 +84,17 @@ def _shortened(value: Any, most: int) -> Any:
         value = redact(value)
         return value[:300] + "..." if most <= 3 and len(value) > 300 else value
     return value
+
+
+def append_summary(place: Path | None, text: str) -> None:
+    """Append a Markdown summary to a file, $GITHUB_STEP_SUMMARY where none is given but that is.
+
+    Raises ConfigError when the file cannot be written.
+    """
+    found = place or os.environ.get("GITHUB_STEP_SUMMARY")
+    try:
+        if found:
+            with Path(found).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text + "\n")
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}", hint="check the path") from error

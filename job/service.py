@@ -19,7 +19,7 @@ from job.manifest import inputs_digest
 from job.predict import load_model, read_head, score_images
 from job.progress import log
 from job.publish import Listing, in_service, read_channels
-from job.storage import Store, crc32c
+from job.storage import Readable, Store, crc32c
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def arrange_labels(
 
 def unchanged_version(
     config: RunConfig,
-    data: Store,
+    data: Readable,
     index: Index,
     serving: InService | None,
     backbone: str,
@@ -90,24 +90,29 @@ def unchanged_version(
 ) -> int | None:
     """Give the version in service if a run would train it again, or what a person took back.
 
-    None otherwise, and with `--force`. A file is read only where neither the listing nor the cache
-    knows its checksum.
+    None otherwise, and with `--force` or `--resplit`. A file is read only where neither the listing
+    nor the cache knows its checksum.
     """
-    if config.force or serving is None or not (serving.inputs or serving.rolled_back):
+    if (
+        config.force
+        or config.resplit
+        or serving is None
+        or not (serving.inputs or serving.rolled_back)
+    ):
         return None
 
     def checksum(example: Example) -> str:
         entry = example.entry
         known = None if entry.crc32c or cache is None else cache.known(entry)
-        return known.checksum if known else entry.crc32c or crc32c(data.read(entry.name, entry))
+        try:
+            return known.checksum if known else entry.crc32c or crc32c(data.read(entry.name, entry))
+        except FileNotFoundError:  # an import file names it, or it is changing right now
+            return ""
 
-    try:
-        with ThreadPoolExecutor(config.fetch_threads) as pool:
-            sums = list(pool.map(checksum, index.examples))
-    except FileNotFoundError:  # it is changing right now
-        return None
+    with ThreadPoolExecutor(config.fetch_threads) as pool:
+        sums = list(pool.map(checksum, index.examples))
     named = dict(zip((example.name for example in index.examples), sums, strict=True))
-    digest = inputs_digest(config, index.labels, named, backbone)
+    digest = inputs_digest(config, index, named, backbone)
     if version := serving.rolled_back.get(digest):
         message = f"version {version} of the same inputs was rolled back; --force publishes them"
         log(message, level=logging.WARNING, version=version)
@@ -139,7 +144,7 @@ class _Guesses:
 
 def compare_with_service(
     config: RunConfig,
-    data: Store,
+    data: Readable,
     models: Store,
     serving: InService | None,
     labels: tuple[str, ...],
@@ -192,7 +197,7 @@ def _ask_head(config: RunConfig, version: Store, tested: Answered) -> _Guesses |
     return _Guesses(list(range(len(best))), best)
 
 
-def _ask_model(config: RunConfig, version: Store, data: Store, tested: Answered) -> _Guesses:
+def _ask_model(config: RunConfig, version: Store, data: Readable, tested: Answered) -> _Guesses:
     """Load a version and ask it; test images that cannot be read any more are left out."""
     model = load_model(version.uri)
     scored = score_images(model, data, tested.examples, threads=config.fetch_threads)

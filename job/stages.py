@@ -10,13 +10,16 @@ from pathlib import Path
 
 from job.backbone import Backbone, Resolved, load_backbone
 from job.cache import EmbeddingCache, space_name
-from job.config import RunConfig
-from job.dataset import Index, Split, build_index, check_split
+from job.config import ReadOptions, RunConfig
+from job.dataset import Index, Split
+from job.divide import Divided, divide
 from job.embed import Embeddings, embed
 from job.errors import DataError
 from job.export import Classifier
 from job.head import Head
 from job.images import PREPROCESSING_VERSION
+from job.intake import index_of, open_data, open_place
+from job.ledger import Ledger, read_ledger
 from job.memory import check_memory, memory_limit
 from job.progress import Progress, log
 from job.publish import next_version, read_listing
@@ -26,33 +29,46 @@ from job.service import (
     arrange_labels,
     read_in_service,
 )
-from job.storage import Store, check_writable, open_store
+from job.storage import Readable, Store, check_writable
 from job.stream import Decode, Skipped
 from job.trainable import Trainable, load_trainable
+from job.traits import TRAITS_VERSION
 from job.workers import share, wait_for_others, worker_index
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run starts from, checked: both stores answer and the data set can be split."""
+    """What a run starts from, checked: the stores answer and the data set can be split.
 
-    data: Store
+    `index` is split by name; that is settled once the images are embedded. `newest` is the newest
+    whole version.
+    """
+
+    data: Readable
     models: Store
     index: Index
     serving: InService | None
+    newest: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where embeddings come from: images, what embeds them, a cache (None: off), room for rows.
+class Reader:
+    """Where embeddings come from: images, what embeds them, a cache (None: off), room for rows."""
+
+    data: Readable
+    backbone: Backbone
+    cache: EmbeddingCache | None
+    scratch: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Source(Reader):
+    """Where a run's embeddings come from.
 
     `trainable` is the backbone with its weights in variables, where those are to be trained.
     """
 
     plan: Plan
-    backbone: Backbone
-    cache: EmbeddingCache | None
-    scratch: Path
     trainable: Trainable | None = None
 
 
@@ -60,8 +76,8 @@ def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
     """Check all that can be checked before a backbone is loaded; `plan` ends here."""
     with progress.phase("index"):
         check_memory(memory_limit())
-        data = open_place(config, config.data)
-        index = build_index(data, config.validation_percent, config.test_percent)
+        found = open_data(config)
+        index = index_of(config, found)
         models = open_place(config, config.models).child(config.name)
         check_writable(models)
         if config.cache_uri and config.cache:  # the default is a part of the same store
@@ -75,16 +91,12 @@ def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
         index = index.arranged(labels)
     result.labels = list(index.labels)
     result.images = count_images(index, ())
-    return Plan(data, models, index, serving)
-
-
-def open_place(config: RunConfig, uri: str) -> Store:
-    """Open a store with the connections and the patience that the configuration gives it."""
-    return open_store(uri, connections=config.fetch_threads, deadline=config.storage_deadline)
+    newest = max(listing.versions, default=None)
+    return Plan(found.store, models, index, serving, newest)
 
 
 def open_cache(
-    config: RunConfig, backbone: str, result: Result, view: str = "whole image"
+    config: ReadOptions, backbone: str, result: Result, view: str = "whole image"
 ) -> EmbeddingCache | None:
     """Open the part of the cache that fits the configuration, a view and the backbone's digest.
 
@@ -100,6 +112,7 @@ def open_cache(
         exact_decode=config.exact_decode,
         max_pixels=config.max_pixels,
         view=view,
+        traits=TRAITS_VERSION,
         dtype=config.cache_dtype,
     )
     cache = EmbeddingCache(
@@ -114,7 +127,7 @@ def open_cache(
     return cache
 
 
-def load_resolved(config: RunConfig, found: Resolved, kept: Path) -> Backbone:
+def load_resolved(config: ReadOptions, found: Resolved, kept: Path) -> Backbone:
     """Load a backbone; compiled ones are kept beside the embeddings, or in the folder `kept`."""
     uri = config.cache_uri
     shelf = open_place(config, uri).child("backbones") if uri else None
@@ -142,8 +155,8 @@ def as_classifier(
 
 
 def embed_images(
-    config: RunConfig,
-    source: Source,
+    config: ReadOptions,
+    source: Reader,
     index: Index,
     progress: Progress,
     phase: str,
@@ -155,7 +168,7 @@ def embed_images(
     """
     with progress.phase(phase, len(index.examples)) as advance:
         return embed(
-            source.plan.data,
+            source.data,
             index,
             source.backbone,
             threads=config.fetch_threads,
@@ -193,8 +206,7 @@ def read_images(
 ) -> Embeddings:
     """Embed the data set and see to it that enough of it could be read.
 
-    Raises DataError when more than `max_skipped` percent could not, or when a side of the split
-    has lost a label's last image.
+    Raises DataError when more than `max_skipped` percent could not.
     """
     plan = source.plan
     embeddings = embed_images(config, source, plan.index, progress, "embed")
@@ -213,15 +225,33 @@ def read_images(
             f"not be read, the first being {first.name!r}: {first.reason}",
             hint=f"mend or remove them, or raise --max-skipped above {config.max_skipped:g}",
         )
-    check_split(embeddings.index)
     return embeddings
 
 
-def count_images(index: Index, skipped: tuple[Skipped, ...]) -> dict[str, object]:
-    """Give the `images` of a result."""
+def settle_split(
+    config: RunConfig, plan: Plan, embeddings: Embeddings, progress: Progress, result: Result
+) -> Divided:
+    """Split the embedded images for good: copies on one side, and nobody where it was not before.
+
+    Raises DataError when a side of the split has no image of a label.
+    """
+    with progress.phase("split"):
+        before = Ledger() if config.resplit else read_ledger(plan.models, plan.newest)
+        divided = divide(config, embeddings, before)
+    left_out = len(divided.ledger.left_out)
+    skipped = divided.embeddings.skipped
+    result.images = count_images(divided.embeddings.index, skipped, left_out)
+    return divided
+
+
+def count_images(
+    index: Index, skipped: tuple[Skipped, ...], left_out: int = 0
+) -> dict[str, object]:
+    """Give the `images` of a result; those `left_out` are copies that may not change sides."""
     return {
-        "total": len(index.examples) + len(skipped),
+        "total": len(index.examples) + len(skipped) + left_out,
         "skipped": len(skipped),
+        "left_out": left_out,
         **{split.value: index.count(split) for split in Split},
         "skipped_names": [f"{item.name}: {item.reason}" for item in skipped],
     }

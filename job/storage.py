@@ -55,8 +55,8 @@ class Entry:
     modified: float = 0.0
 
 
-class Store(Protocol):
-    """A place that holds objects by name. Safe to use from many threads."""
+class Readable(Protocol):
+    """A place to read objects from by name; like a `Store`, it is safe to use from many threads."""
 
     uri: str
 
@@ -64,10 +64,11 @@ class Store(Protocol):
         """Give every object whose name starts with `prefix`, sorted by name, dot files included."""
 
     def read(self, name: str, entry: Entry | None = None) -> bytes:
-        """Give the object's bytes; with its `entry`, that very generation and checksum.
+        """Give an object's bytes, with its `entry` that generation's; or FileNotFoundError."""
 
-        Raises FileNotFoundError when it is not there (any more).
-        """
+
+class Store(Readable, Protocol):
+    """A place that holds objects by name. Safe to use from many threads."""
 
     def write(self, name: str, data: bytes | Path, *, if_absent: bool = False) -> None:
         """Store bytes, or a local file's, whole or not at all.
@@ -126,7 +127,7 @@ def open_store(uri: str, *, connections: int = 32, deadline: float = 300.0) -> S
             hint="use gs://bucket/prefix, file:///path or a path",
         )
     if not uri:
-        raise ConfigError("an empty string is no store", hint="use gs://bucket/prefix or a path")
+        raise ConfigError("an empty string is no store", hint="use gs://bucket/prefix")
     return LocalStore(Path(uri))
 
 

@@ -17,10 +17,13 @@ import numpy as np
 from job.dataset import Example
 from job.errors import UnavailableError
 from job.images import UnreadableImage
-from job.storage import Entry, Store, crc32c
+from job.storage import Entry, Readable, crc32c
 
 # Maps a file's bytes to pixels, float32 `[h,w,3]` in [0,1]; raises UnreadableImage.
 Decode = Callable[[bytes], np.ndarray]
+
+# Maps a file's bytes and its pixels to what else is kept of it.
+Describe = Callable[[bytes, np.ndarray], np.ndarray]
 
 LEAVE_ALONE = "run again; leave the images alone while a job runs"
 
@@ -56,7 +59,7 @@ class Loaded:
     `checksum` their CRC32C as `Entry` has it, both empty where the object was gone. `pixels` are
     float32 `[h,w,3]` in [0,1]; where there are none, `reason` says why, and is empty for a file
     that was not decoded because its content is held already. `read_at` is when reading it began, in
-    epoch seconds.
+    epoch seconds. `traits` are what `describe` made of it.
     """
 
     place: int
@@ -66,6 +69,7 @@ class Loaded:
     checksum: str = ""
     pixels: np.ndarray | None = None
     reason: str = ""
+    traits: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ class Batch:
 
 
 def load_batches(
-    store: Store,
+    store: Readable,
     examples: Sequence[Example],
     decode: Decode,
     *,
@@ -93,6 +97,7 @@ def load_batches(
     threads: int,
     advance: Callable[[int], None] = lambda count: None,
     held: Callable[[str], bool] = lambda digest: False,
+    describe: Describe | None = None,
 ) -> Iterator[Batch]:
     """Fetch and decode examples, in order; every batch but the last has `batch_size` readable ones.
 
@@ -103,7 +108,8 @@ def load_batches(
     """
     batch = Batch([], [])
     ahead = batch_size + threads
-    for loaded in _load_all(store, examples, decode, held, threads, ahead):
+    load = _Loader(store, one_at_a_core(decode), held, describe)
+    for loaded in _load_all(load, examples, threads, ahead):
         (batch.other if loaded.pixels is None else batch.readable).append(loaded)
         # Files without pixels may be many, and what is known of them is worth saving as well.
         if len(batch.readable) == batch_size or len(batch.other) == ahead:
@@ -115,15 +121,9 @@ def load_batches(
 
 
 def _load_all(
-    store: Store,
-    examples: Sequence[Example],
-    decode: Decode,
-    held: Callable[[str], bool],
-    threads: int,
-    ahead: int,
+    load: _Loader, examples: Sequence[Example], threads: int, ahead: int
 ) -> Iterator[Loaded]:
     """Fetch and decode in `threads`, in order, at most `ahead` files ahead."""
-    load = _Loader(store, one_at_a_core(decode), held)
     pending: deque[Future[Loaded]] = deque()
     # No `with`: leaving that would wait for what is under way.
     pool = ThreadPoolExecutor(threads, thread_name_prefix="load")
@@ -177,10 +177,17 @@ class _Room:
 class _Loader:
     """Fetches and decodes one file, in any thread."""
 
-    def __init__(self, store: Store, decode: Decode, held: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        store: Readable,
+        decode: Decode,
+        held: Callable[[str], bool],
+        describe: Describe | None,
+    ) -> None:
         self._store = store
         self._decode = decode
         self._held = held
+        self._describe = describe
         self._room = _Room(IN_MEMORY)
 
     def __call__(self, place: int, example: Example) -> Loaded:
@@ -189,7 +196,7 @@ class _Loader:
             return loaded
         entry = self._listed_now(example.name)
         if entry is None:
-            return _without(place, example, "removed since it was listed")
+            return _without(place, example, "it is not there, or not any more")
         fresh = replace(example, entry=entry)
         return self._load(place, fresh) or _without(place, fresh, "replaced while it was read")
 
@@ -210,9 +217,11 @@ class _Loader:
             if self._held(digest):
                 return Loaded(place, example, now, digest, checksum)
             try:
-                return Loaded(place, example, now, digest, checksum, self._decode(contents))
+                pixels = self._decode(contents)
             except UnreadableImage as error:
                 return Loaded(place, example, now, digest, checksum, None, str(error))
+            traits = self._describe(contents, pixels) if self._describe else None
+            return Loaded(place, example, now, digest, checksum, pixels, traits=traits)
 
     def _listed_now(self, name: str) -> Entry | None:
         # Of the names that begin like this one, it is the first itself.

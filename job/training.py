@@ -13,10 +13,11 @@ from job.checkpoints import Checkpoints
 from job.config import RunConfig
 from job.dataset import Index, Split
 from job.distort import view_loader, view_name
+from job.divide import Divided
 from job.embed import Embeddings
 from job.fit import Fit, Pair, Session
 from job.head import Head
-from job.manifest import inputs_digest
+from job.manifest import inputs_digest, split_digest
 from job.progress import Progress
 from job.recipe import tuning_options
 from job.result import Result
@@ -33,7 +34,8 @@ class Trained:
     """What fit made: `head` is the one to export, its logits divided by the temperature.
 
     `backbone` is the one that the head goes with, `test` the test images as it embeds them.
-    `embeddings` are those that the fit began with. `checkpoints` have the fit's state until the
+    `divided` has the embeddings that the fit began with, `inputs` is the digest of what they are
+    of. `checkpoints` have the fit's state until the
     model is published.
     """
 
@@ -42,19 +44,28 @@ class Trained:
     temperature: float
     backbone: Backbone
     test: Pair
-    embeddings: Embeddings
+    divided: Divided
+    inputs: str
     checkpoints: Checkpoints
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """The embeddings that the fit began with."""
+        return self.divided.embeddings
 
 
 def train(
-    config: RunConfig, source: Source, embeddings: Embeddings, progress: Progress, result: Result
+    config: RunConfig, source: Source, divided: Divided, progress: Progress, result: Result
 ) -> Trained:
     """Fit the head, and on the validation images its temperature."""
+    embeddings = divided.embeddings
     training = training_side(config, source, embeddings, progress, result)
     validation = embeddings.side(Split.VALIDATION)
     labels, backbone = embeddings.index.labels, source.backbone
-    digest = inputs_digest(config, labels, embeddings.checksums, backbone.digest)
-    checkpoints = Checkpoints(source.plan.models, digest, config.checkpoint_interval)
+    plan = source.plan
+    digest = inputs_digest(config, plan.index, embeddings.checksums, backbone.digest)
+    state = f"{digest}/{split_digest(embeddings.index)}"
+    checkpoints = Checkpoints(plan.models, state, config.checkpoint_interval)
     run = f"{config.name}-{digest[:12]}"
     with Watch(config, source, labels, run) as watch, checkpoints:
         with progress.phase("fit", steps_of(config, len(training[1]))) as advance:
@@ -66,7 +77,7 @@ def train(
         temperature = fit_temperature(fit.head.logits(validation[0]), validation[1])
         head = fit.head.tempered(temperature)
         watch.conclude(fit, solved.backbone, head, validation)
-    return Trained(fit, head, temperature, solved.backbone, test, embeddings, checkpoints)
+    return Trained(fit, head, temperature, solved.backbone, test, divided, digest, checkpoints)
 
 
 def scored_sides(

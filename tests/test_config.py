@@ -11,7 +11,7 @@ import pytest
 from job.config import RunConfig, contains, read_options
 from job.errors import ConfigError
 
-VALID: dict[str, Any] = {"data": "gs://b/data", "models": "gs://b/models", "name": "flowers"}
+VALID: dict[str, Any] = {"data": ("gs://b/data",), "models": "gs://b/models", "name": "flowers"}
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,12 @@ VALID: dict[str, Any] = {"data": "gs://b/data", "models": "gs://b/models", "name
         ({"test_percent": float("nan")}, "--test-percent is nan"),
         ({"validation_percent": 60.0, "test_percent": 40.0}, "less than 10 % to train"),
         ({"l2": -1.0}, "--l2 is -1"),
+        ({"data": ()}, "--data is empty"),
+        ({"label_map": ("cat",)}, "--label-map is 'cat'"),
+        ({"label_map": ("cat=a", "cat=b")}, "names a label twice"),
+        ({"group_regex": "(x"}, r"--group-regex '\(x' is no regular expression"),
         ({"models": "gs://b/data/models"}, "lies inside --data"),
-        ({"data": "images", "models": "images"}, "lies inside --data"),
+        ({"data": ("x", "images"), "models": "images"}, "lies inside --data"),
     ],
 )
 def test_values_out_of_bounds_are_named(changed: dict[str, Any], message: str) -> None:
@@ -52,12 +56,15 @@ def test_a_file_of_options(tmp_path: Path) -> None:
     """Dashes and underscores are the same; an unknown name is refused with its neighbour."""
     path = tmp_path / "job.yaml"
     path.write_text("batch-size: 8\nfetch_threads: 4\n")
-    known = {"batch_size", "fetch_threads"}
-    assert read_options(path, known) == {"batch_size": 8, "fetch_threads": 4}
+    known = {"batch_size", "fetch_threads", "data", "label_map"}
+    assert read_options(path, known, {"data", "label_map"}) == {"batch_size": 8, "fetch_threads": 4}
+    path.write_text("data: gs://b\nlabel-map: {kitten: cat, junk: }\n")
+    asked = {"data": ["gs://b"], "label_map": ["kitten=cat", "junk="]}
+    assert read_options(path, known, {"data", "label_map"}) == asked
     path.write_text("batch-sise: 8\n")
     with pytest.raises(ConfigError, match="batch_sise; did you mean batch_size"):
-        read_options(path, known)
+        read_options(path, known, {"data", "label_map"})
     for text in ("- a list\n", "{", "\x80", "l2: 2026-02-30", "[" * 2000):
         path.write_bytes(text.encode("latin-1"))
         with pytest.raises(ConfigError, match=r"job\.yaml"):
-            read_options(path, known)
+            read_options(path, known, {"data", "label_map"})

@@ -15,10 +15,12 @@ from modules import write_pooling
 
 from job.backbone import Backbone, load_backbone
 from job.cache import EmbeddingCache, space_name
-from job.dataset import Index, build_index
+from job.dataset import Index
 from job.embed import Embeddings, embed
 from job.errors import ConfigError, UnavailableError
 from job.images import loader
+from job.index import build_index
+from job.sources import folder_rows
 from job.storage import Entry, LocalStore
 
 
@@ -31,7 +33,7 @@ def pooling(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 def index_of(folder: Path) -> Index:
     """Index a folder with shares that suit a few images."""
-    return build_index(LocalStore(folder), 20, 20)
+    return build_index(folder_rows(LocalStore(folder)), 20, 20)
 
 
 def test_rows_belong_to_their_examples(colours: Path, pooling: Backbone) -> None:

@@ -21,9 +21,13 @@ from conftest import COLOURS, ROOT, jpeg, write_colours
 from modules import write_pooling
 
 from job.cli import main
-from job.dataset import Split, build_index, label_line, splitter
+from job.dataset import Split
 from job.errors import DataError
 from job.figures import shown
+from job.index import build_index
+from job.labels import label_line
+from job.sources import folder_rows
+from job.split import splitter
 from job.storage import Entry, Store, open_store
 
 # No name of the report's own elements and attributes is among these.
@@ -282,7 +286,7 @@ def test_an_object_behind_two_slashes_is_refused() -> None:
             return (Entry(name, 1, 1) for name in names if name.startswith(prefix))
 
     with pytest.raises(DataError, match="the folder '' has no name"):
-        build_index(cast(Store, Listing()), 10, 10)
+        build_index(folder_rows(cast(Store, Listing())), 10, 10)
 
 
 def refused(

@@ -24,7 +24,7 @@ Captured = pytest.CaptureFixture[str]
 BUNDLE = {
     "saved_model.pb", "fingerprint.pb", "variables/variables.index",
     "variables/variables.data-00000-of-00001", "frozen_graph.pb", "labels.txt", "manifest.json",
-    "examples.csv", "assets/labels.txt", "assets.extra/tf_serving_warmup_requests",
+    "examples.csv", "ledger.csv", "assets/labels.txt", "assets.extra/tf_serving_warmup_requests",
     "report/index.html", "report/metrics.json", "report/confusion.png", "report/reliability.png",
 }  # fmt: skip
 
@@ -71,7 +71,8 @@ def test_squares_are_learned_and_published_whole(
     assert result["metrics"]["test_accuracy"] == 1.0
     assert result["labels"] == ["cyan", "magenta", "yellow"]
     assert set(result["seconds"]) == {
-        "index", "backbone", "embed", "fit", "evaluate", "gate", "export", "verify", "publish",
+        "index", "backbone", "embed", "split", "fit", "evaluate", "gate", "export", "verify",
+        "publish",
     }  # fmt: skip
     version = tmp_path / "m" / "squares" / str(result["version"])
     assert result["uri"] == str(version)
@@ -101,7 +102,7 @@ def test_the_manifest_pins_every_input_and_output(
     for row in rows:
         assert row["sha256"] == hashlib.sha256((colours / row["name"]).read_bytes()).hexdigest()
         assert row["name"].startswith(row["label"] + "/")
-    assert manifest["configuration"]["data"] == str(colours)
+    assert manifest["configuration"]["data"] == [str(colours)]
     assert manifest["packages"]["tensorflow"] == tf.__version__
     assert manifest["metrics"] == result["metrics"]
     assert len(manifest["inputs"]["backbone"]["digest"]) == 64

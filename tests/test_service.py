@@ -15,12 +15,12 @@ from test_publish import make_bundle
 
 from job.backbone import load_backbone
 from job.config import RunConfig
-from job.dataset import build_index
 from job.errors import PublishError
 from job.export import Classifier, export
 from job.gate import Comparison
 from job.head import Head
 from job.images import PREPROCESSING_VERSION, loader
+from job.index import build_index
 from job.manifest import inputs_digest
 from job.publish import publish, read_listing
 from job.service import (
@@ -31,6 +31,7 @@ from job.service import (
     read_in_service,
     unchanged_version,
 )
+from job.sources import folder_rows
 from job.storage import LocalStore, crc32c
 from job.versions import promote, rollback
 
@@ -61,18 +62,22 @@ class Story:
         self.data = LocalStore(write_colours(folder / "data", 30))
         self.models = LocalStore(folder / "m")
         self.models.root.mkdir()
-        places = {"data": str(self.data.root), "models": str(folder / "m"), "name": "x"}
+        places: dict[str, Any] = {
+            "data": (str(self.data.root),),
+            "models": str(folder / "m"),
+            "name": "x",
+        }
         self.config = RunConfig(**places)
 
     def index(self) -> Any:
         """Index the data as it is now."""
-        return build_index(self.data, 20, 20)
+        return build_index(folder_rows(self.data), 20, 20)
 
     def digest(self) -> str:
         """Give the digest that a run over the data as it is now would write."""
         index = self.index()
         sums = {e.name: crc32c(self.data.read(e.name)) for e in index.examples}
-        return inputs_digest(self.config, index.labels, sums, "backbone")
+        return inputs_digest(self.config, index, sums, "backbone")
 
     def publish(self) -> int:
         """Publish a bundle whose manifest says that it comes from the data as it is now."""
@@ -139,9 +144,9 @@ class Served:
     def __init__(self, folder: Path) -> None:
         self.data = LocalStore(write_colours(folder / "data", 20))
         self.models = LocalStore(folder / "m")
-        self.config = RunConfig(data=self.data.uri, models=str(folder / "m"), name="x")
+        self.config = RunConfig(data=(self.data.uri,), models=str(folder / "m"), name="x")
         self.backbone = load_backbone(str(write_pooling(folder / "module")), cache_dir=folder)
-        self.index = build_index(self.data, 20, 20)
+        self.index = build_index(folder_rows(self.data), 20, 20)
         decode = loader(self.backbone.image_size)
         images = [decode(self.data.read(e.name)) for e in self.index.examples]
         self.features = self.backbone.embed(np.stack(images)).numpy()

@@ -58,7 +58,7 @@ def test_a_removed_object_is_skipped(store: Store) -> None:
     store.delete("label/1")
     loaded = load(store, examples)
     assert [item.example.name for item in loaded if item.pixels is None] == ["label/1"]
-    assert {item.reason for item in loaded} == {"", "removed since it was listed"}
+    assert {item.reason for item in loaded} == {"", "it is not there, or not any more"}
 
 
 def test_a_replaced_object_is_read_as_it_is_now(store: Store) -> None:

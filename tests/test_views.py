@@ -16,12 +16,14 @@ from modules import write_pooling
 
 from job.backbone import Backbone, load_backbone
 from job.cache import EmbeddingCache, space_name
-from job.dataset import Example, Index, Split, build_index
+from job.dataset import Example, Index, Split
 from job.distort import Distortion, view_loader, view_name
 from job.embed import Embeddings, embed
 from job.errors import ConfigError, UnavailableError
 from job.images import loader
+from job.index import build_index
 from job.lbfgs import fit
+from job.sources import folder_rows
 from job.storage import Entry, LocalStore
 from job.views import embed_views
 
@@ -58,7 +60,7 @@ class Job:
     def embed_images(self) -> Embeddings:
         """Embed the data set as it is."""
         store = LocalStore(self.data)
-        index = build_index(store, 20, 20)
+        index = build_index(folder_rows(store), 20, 20)
         return embed(store, index, self.backbone, threads=4, cache=self.cache("whole image"))
 
     def embed_view(self, index: Index, view: int, distortion: Distortion = SOME) -> Embeddings:
@@ -246,7 +248,7 @@ def drawn_embeddings(count: int, width: int) -> Embeddings:
         Example(Entry(f"{row}.jpg", 1, 1, "", 1.0), (row % 2,), Split.TRAIN) for row in range(count)
     )
     digests = tuple(str(row) for row in range(count))
-    return Embeddings(Index(("a", "b"), examples), features, digests, (), {}, 0)
+    return Embeddings(Index(("a", "b"), examples), features, features[:, :0], digests, (), {}, 0)
 
 
 def test_memory_has_no_second_copy_of_the_features(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from modules import write_pooling
 from job.backbone import load_backbone
 from job.cache import EmbeddingCache, space_name
 from job.config import RunConfig
-from job.dataset import Index, build_index
+from job.dataset import Index
 from job.embed import embed
 from job.errors import ConfigError
+from job.index import build_index
+from job.sources import folder_rows
 from job.storage import LocalStore
 from job.workers import COMPLETION_INDEX, share, wait_for_others, worker_index
 
@@ -32,12 +34,12 @@ def data(tmp_path: Path) -> Path:
 
 def index_of(folder: Path) -> Index:
     """Index a folder with shares that suit a few images."""
-    return build_index(LocalStore(folder), 20, 20)
+    return build_index(folder_rows(LocalStore(folder)), 20, 20)
 
 
 def config(**options: object) -> RunConfig:
     """Give a configuration with these options."""
-    return RunConfig(data="d", models="m", name="x", **options)  # type: ignore[arg-type]
+    return RunConfig(data=("d",), models="m", name="x", **options)  # type: ignore[arg-type]
 
 
 def test_every_image_is_one_workers(data: Path) -> None:

@@ -45,7 +45,7 @@ def check_bounds(config: Any) -> None:
             raise ConfigError(
                 f"{flag(spec.name)} is {value!r}", hint=f"give one of {', '.join(choices)}"
             )
-        if value is None or isinstance(value, str | bool):
+        if value is None or isinstance(value, str | bool | tuple):
             continue
         # `not (value >= low)` rather than `value < low`: NaN must not pass.
         if (low is not None and not value >= low) or (high is not None and not value <= high):
@@ -53,8 +53,10 @@ def check_bounds(config: Any) -> None:
             raise ConfigError(f"{flag(spec.name)} is {value}", hint=f"give a number {bounds}")
 
 
-def read_options(path: Path, known: set[str]) -> dict[str, Any]:
+def read_options(path: Path, known: set[str], several: set[str]) -> dict[str, Any]:
     """Read `option: value` lines from a YAML file; `-` and `_` are the same in a name.
+
+    An option of `several` may have a list, or `old: new` lines, which become `old=new`.
 
     Raises ConfigError when the file is something else or has an option that is not `known`.
     """
@@ -74,7 +76,13 @@ def read_options(path: Path, known: set[str]) -> dict[str, Any]:
                 f"--config {path}: no such option: {name}{did_you_mean(name, known)}",
                 hint="`python -m job run --help` lists the options",
             )
-    return options
+    return {key: _listed(v) if key in several else v for key, v in options.items()}
+
+
+def _listed(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{old}={'' if new is None else new}" for old, new in value.items()]
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
 def did_you_mean(name: str, known: set[str]) -> str:

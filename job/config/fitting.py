@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from job.config.declare import did_you_mean, flag, option
-from job.config.inputs import InputOptions
+from job.config.reading import ReadOptions
 from job.errors import ConfigError
 
 LBFGS, SGD, FINETUNE = "lbfgs", "sgd", "finetune"
@@ -39,7 +39,7 @@ WATCHING: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FitOptions(InputOptions):
+class FitOptions(ReadOptions):
     """The solver, and what it is told."""
 
     solver: str = option(
