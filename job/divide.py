@@ -42,7 +42,7 @@ def divide(config: InputOptions, embeddings: Embeddings, before: Ledger) -> Divi
     examples, labels = embeddings.index.examples, embeddings.index.labels
     copies = find_copies(embeddings)
     groups = find_groups(config, embeddings, copies)
-    known = known_sides(before, examples, embeddings.digests)
+    known = known_sides(before, examples, embeddings.digests, apart=config.keep_copies_apart)
     percents = (config.validation_percent, config.test_percent)
     sides = assign(examples, groups, known, labels, percents)
     if sides.left_out:

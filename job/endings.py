@@ -41,7 +41,7 @@ def reason_of(error: BaseException, signalled: type[BaseException] | None) -> Ba
     next try will find again. Then an error of the job's own; then what the machine refused, as a
     ConfigError, or as an UnavailableError where the next try may get it.
     """
-    if signalled is Terminated:
+    if Terminated in (signalled, type(error)):
         return Stopped("stopped by SIGTERM", hint="run the same command again")
     if signalled is not None:
         return signalled()

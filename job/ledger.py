@@ -1,8 +1,8 @@
 """Who went where: the ledger beside a version, by which no image ever changes sides.
 
 `ledger.csv` has a row for every image that this version or one before it has seen: `sha256`,
-`split`, `group` (images with the same number are kept together), `name` and `note`, which says why
-an image takes no part. No TensorFlow.
+`split`, `group` (the first name of those that are kept together, empty for an image by itself),
+`name` and `note`, which says why an image takes no part. No TensorFlow.
 """
 
 from __future__ import annotations
@@ -28,34 +28,43 @@ SIDES = {side.value: side for side in Split}
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row of the ledger; `group` is None for an image that is not there any more."""
+    """A row of the ledger."""
 
     digest: str
     split: Split
     name: str
-    group: int | None = None
+    group: str = ""
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The sides that images have had, by the SHA-256 of their content and by their name."""
+    """The sides that images have had.
+
+    An image is its content: `by_digest` has the sides, the first of PRECEDENCE first, of what has
+    an SHA-256. `by_name` has the lines by name, for an image that was edited.
+    """
 
     lines: tuple[Line, ...] = ()
-    by_digest: Mapping[str, Line] = field(default_factory=dict)
+    by_digest: Mapping[str, tuple[Split, ...]] = field(default_factory=dict)
     by_name: Mapping[str, Line] = field(default_factory=dict)
 
-    def side(self, name: str, digest: str) -> Split | None:
+    def side(self, name: str, digest: str, use: Split | None = None) -> Split | None:
         """Give the side that an image has been on, None for a new one.
 
-        It is known by name and content; else by its content, as one that was renamed or moved; else
-        by its name, as one that was edited.
+        Content that was on several sides, before copies were kept together, counts for the side
+        `use`, or else for the first of PRECEDENCE: what was tested on is never trained on.
         """
-        named = self.by_name.get(name)
-        if named and named.digest == digest:
-            return named.split
-        line = self.by_digest.get(digest) or named
+        sides = self.by_digest.get(digest)
+        if sides:
+            return use if use in sides else sides[0]
+        line = self.by_name.get(name)
         return line.split if line else None
+
+    def own_side(self, name: str, digest: str) -> Split | None:
+        """Give the side of the file of this name if it still is what it was, else as `side`."""
+        line = self.by_name.get(name)
+        return line.split if line and line.digest == digest else self.side(name, digest)
 
     @property
     def left_out(self) -> tuple[Line, ...]:
@@ -65,24 +74,27 @@ class Ledger:
     def followed_by(self, lines: Iterable[Line]) -> Ledger:
         """Give the ledger with the images of today, and what is not among them as gone."""
         today = tuple(lines)
-        seen = {line.digest for line in today}
+        best = make_ledger(today).by_digest
         gone = (
-            Line(line.digest, line.split, line.name, None, GONE)
+            Line(line.digest, line.split, line.name, note=GONE)
             for line in self.lines
-            if line.digest not in seen
+            if line.digest not in best or _outranks(line.split, best[line.digest][0])
         )
         return make_ledger((*today, *gone))
 
 
+def _outranks(side: Split, other: Split) -> bool:
+    return PRECEDENCE.index(side) < PRECEDENCE.index(other)
+
+
 def make_ledger(lines: Iterable[Line]) -> Ledger:
-    """Give the ledger of some lines; of content that was on several sides the first one counts."""
+    """Give the ledger of some lines; of a name that stands twice the first one counts."""
     kept = tuple(lines)
-    last_first = sorted(kept, key=lambda line: -PRECEDENCE.index(line.split))
-    return Ledger(
-        kept,
-        {line.digest: line for line in last_first},
-        {line.name: line for line in reversed(kept)},
-    )
+    sides: dict[str, tuple[Split, ...]] = {}
+    for line in sorted(kept, key=lambda line: PRECEDENCE.index(line.split)):
+        found = sides.get(line.digest, ())
+        sides[line.digest] = found if line.split in found else (*found, line.split)
+    return Ledger(kept, sides, {line.name: line for line in reversed(kept)})
 
 
 def read_ledger(models: Store, version: int | None) -> Ledger:
@@ -100,7 +112,7 @@ def parse_ledger(text: str) -> Ledger:
     """Read a ledger; rows that are none are passed over."""
     rows = csv.DictReader(io.StringIO(text, newline=""))
     return make_ledger(
-        Line(row["sha256"], SIDES[row["split"]], row["name"], None, row.get("note") or "")
+        Line(row["sha256"], SIDES[row["split"]], row["name"], "", row.get("note") or "")
         for row in rows
         if row.get("split") in SIDES and row.get("sha256") and row.get("name") is not None
     )
@@ -115,16 +127,25 @@ def write_ledger(folder: Path, ledger: Ledger) -> None:
         rows = csv.writer(file, lineterminator="\r\n")
         rows.writerow(["sha256", "split", "group", "name", "note"])
         for line in sorted(ledger.lines, key=lambda line: (line.name, line.digest)):
-            group = "" if line.group is None else line.group
-            rows.writerow([line.digest, line.split, group, line.name, line.note])
+            rows.writerow([line.digest, line.split, line.group, line.name, line.note])
 
 
 def known_sides(
-    ledger: Ledger, examples: Iterable[Example], digests: Iterable[str]
+    ledger: Ledger, examples: Sequence[Example], digests: Sequence[str], *, apart: bool = False
 ) -> list[Split | None]:
-    """Give the side that each example has been on, None for a new one."""
-    pairs = zip(examples, digests, strict=True)
-    return [ledger.side(example.name, digest) for example, digest in pairs]
+    """Give the side that each example has been on, None for a new one.
+
+    The same content has the same side, unless copies are kept `apart`.
+    """
+    pairs = list(zip(examples, digests, strict=True))
+    if apart:
+        return [ledger.own_side(example.name, digest) for example, digest in pairs]
+    known = [ledger.side(example.name, digest, example.use) for example, digest in pairs]
+    best: dict[str, Split] = {}
+    for side, digest in zip(known, digests, strict=True):
+        if side and digest not in ledger.by_digest:  # several files were edited to be the same
+            best[digest] = min(side, best.get(digest, side), key=PRECEDENCE.index)
+    return [best.get(digest, side) for side, digest in zip(known, digests, strict=True)]
 
 
 def lines_of(
@@ -135,12 +156,12 @@ def lines_of(
 ) -> Iterator[Line]:
     """Give the rows of the examples of today, by the sides that they were assigned."""
     out = frozenset(sides.left_out)
-    takes_part = {digest for row, digest in enumerate(digests) if row not in out}
+    members: dict[int, list[str]] = {}
+    for group, example in zip(sides.groups.tolist(), examples, strict=True):
+        members.setdefault(group, []).append(example.name)
+    named = {group: min(names) if len(names) > 1 else "" for group, names in members.items()}
     for row, (example, digest) in enumerate(zip(examples, digests, strict=True)):
-        split = sides.splits[row]
-        if digest not in takes_part:
-            # It stays where it has been, for the day when what keeps it out is gone. Content that
-            # takes part under another name is where that is.
-            split = known[row] or example.use or split
+        # One that takes no part stays where it has been, for the day when nothing keeps it out.
+        split = known[row] or example.use or sides.splits[row]
         note = LEFT_OUT if row in out else ""
-        yield Line(digest, split, example.name, int(sides.groups[row]), note)
+        yield Line(digest, split, example.name, named[int(sides.groups[row])], note)

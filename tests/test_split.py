@@ -191,7 +191,7 @@ def test_a_label_that_lacks_a_side_is_told_with_what_it_needs() -> None:
 
 
 def test_a_ledger_knows_content_better_than_names() -> None:
-    """An image is looked up by both, then by its content, then by its name."""
+    """What was tested on stays a test image; a name is asked for what was edited."""
     ledger = make_ledger(
         [
             Line("d1", Split.TRAIN, "a"),
@@ -199,7 +199,9 @@ def test_a_ledger_knows_content_better_than_names() -> None:
             Line("d2", Split.VALIDATION, "c"),
         ]
     )
-    assert ledger.side("b", "d1") is Split.TEST
+    assert ledger.side("a", "d1") is Split.TEST
+    assert ledger.side("a", "d1", Split.TRAIN) is Split.TRAIN
+    assert ledger.own_side("a", "d1") is Split.TRAIN
     assert ledger.side("renamed", "d2") is Split.VALIDATION
     assert ledger.side("a", "d2") is Split.VALIDATION
     assert ledger.side("a", "edited") is Split.TRAIN

@@ -1,0 +1,194 @@
+"""The split of embedded images: copies on one side, nobody moved, the rows where they belong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_colours
+from hypothesis import given
+from hypothesis import strategies as st
+from modules import write_pooling
+
+from job.cli import main
+from job.divide import move_rows
+from job.ledger import GONE, LEFT_OUT, read_ledger
+from job.storage import LocalStore
+
+Captured = pytest.CaptureFixture[str]
+
+
+@given(st.integers(0, 30).flatmap(lambda n: st.tuples(st.just(n), st.permutations(range(n)))),
+       st.integers(0, 30))  # fmt: skip
+def test_rows_are_moved_in_place(drawn: tuple[int, list[int]], kept: int) -> None:
+    """Row i becomes what row order[i] was; of rows that are in no order nothing is asked."""
+    count, order = drawn
+    chosen = np.array(order[: min(kept, count)], np.int64)
+    table = np.arange(3 * count, dtype=np.float32).reshape(count, 3)
+    before = table.copy()
+    move_rows(table[:, :2], chosen)
+    assert np.array_equal(table[: len(chosen), :2], before[chosen, :2])
+    assert np.array_equal(table[:, 2], before[:, 2])
+
+
+@pytest.fixture(scope="session")
+def module(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny pooling module in TF2 format."""
+    return str(write_pooling(tmp_path_factory.mktemp("module") / "tf2"))
+
+
+class Story:
+    """Versions of one model, published one after the other as its data changes."""
+
+    def __init__(self, folder: Path, module: str, capsys: Captured) -> None:
+        self.data = write_colours(folder / "data")
+        self.models = folder / "m"
+        self._module, self._capsys = module, capsys
+
+    def run(self, *flags: str, code: int = 0) -> dict[str, Any]:
+        """Train and publish; gives the result."""
+        self._capsys.readouterr()
+        places = ["--data", str(self.data), "--models", str(self.models), "--name", "squares"]
+        found = main(["run", *places, "--backbone", self._module, "--gate-alpha", "0", *flags])
+        result: dict[str, Any] = json.loads(self._capsys.readouterr().out.splitlines()[-1])
+        assert found == code, result["error"]
+        return result
+
+    def ledger(self, result: dict[str, Any]) -> dict[str, dict[str, str]]:
+        """Give the rows of a version's ledger by name."""
+        text = (Path(result["uri"]) / "ledger.csv").read_text("utf-8")
+        return {row["name"]: row for row in csv.DictReader(text.splitlines())}
+
+
+@pytest.fixture
+def story(tmp_path: Path, module: str, capsys: Captured) -> Story:
+    """Squares of three colours, not published yet."""
+    return Story(tmp_path, module, capsys)
+
+
+def test_an_image_keeps_its_side_wherever_it_goes(story: Story) -> None:
+    """Renamed, moved, copied, and gone for a version: the side is that of the first version."""
+    first = story.ledger(story.run())
+    assert len(first) == 120
+    assert {row["note"] for row in first.values()} == {""}
+    for path in sorted((story.data / "cyan").iterdir()):
+        path.rename(path.with_name(f"renamed-{path.name}"))
+    for path in sorted((story.data / "yellow").iterdir())[:20]:
+        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    hidden = story.data / "magenta" / "000.jpg"
+    contents = hidden.read_bytes()
+    hidden.unlink()
+    second = story.ledger(story.run())
+    assert second["magenta/000.jpg"]["note"] == GONE
+    (story.data / "magenta" / "back.jpg").write_bytes(contents)
+    third = story.ledger(story.run())
+    by_digest = {row["sha256"]: row["split"] for row in first.values()}
+    assert {row["sha256"] for row in third.values()} == set(by_digest)
+    for ledger in (second, third):
+        assert {r["name"]: r["split"] for r in ledger.values()} == {
+            r["name"]: by_digest[r["sha256"]] for r in ledger.values()
+        }
+    assert len(third) == 140
+    first_name = "yellow/000.jpg"
+    assert third[first_name]["group"] == third["yellow/copy-000.jpg"]["group"] == first_name
+    assert third["cyan/renamed-000.jpg"]["group"] == ""
+
+
+def test_copies_that_were_apart_come_together(story: Story) -> None:
+    """A version split by name alone had them on two sides: what was tested on is a test image."""
+    for number in range(40):
+        for copy in range(3):
+            source = story.data / "cyan" / f"{number:03}.jpg"
+            shutil.copy(source, source.with_name(f"c{copy}-{source.name}"))
+    before = story.ledger(story.run("--keep-copies-apart"))
+    sides: dict[str, set[str]] = {}
+    for row in before.values():
+        sides.setdefault(row["sha256"], set()).add(row["split"])
+    apart = {digest for digest, found in sides.items() if len(found) > 1}
+    assert apart
+    result = story.run()
+    after = story.ledger(result)
+    assert result["images"]["total"] == 240
+    assert {row["note"] for row in after.values()} == {""}
+    for row in after.values():
+        had = sides[row["sha256"]]
+        best = next(side for side in ("test", "validation", "train") if side in had)
+        assert row["split"] == best
+    assert story.ledger(story.run("--force")) == after
+
+
+def test_a_group_that_was_apart_takes_part_on_one_side(story: Story) -> None:
+    """Its other images are left out, and stay on their sides for the day the group is no more."""
+    before = story.ledger(story.run())
+    by_ten = ("--group-regex", r"cyan/0([012])")
+    result = story.run(*by_ten)
+    after = story.ledger(result)
+    assert {n: r["split"] for n, r in after.items()} == {n: r["split"] for n, r in before.items()}
+    left_out = {name for name, row in after.items() if row["note"] == LEFT_OUT}
+    assert result["images"]["left_out"] == len(left_out) > 0
+    assert result["images"]["total"] == 120
+    for tens in "012":
+        group = {name for name in after if name.startswith(f"cyan/0{tens}")}
+        assert len({after[name]["split"] for name in group - left_out}) == 1
+    assert story.ledger(story.run(*by_ten, "--force")) == after
+    assert story.ledger(story.run("--force"))["cyan/000.jpg"]["note"] == ""
+
+
+def test_resplit_assigns_anew(story: Story) -> None:
+    """Another share is for new images only, until --resplit; unchanged inputs are trained again."""
+    first = story.ledger(story.run())
+    wider = story.run("--test-percent", "40")
+    assert story.ledger(wider) == first
+    anew = story.run("--test-percent", "40", "--resplit")
+    assert anew["images"]["test"] > 2 * wider["images"]["test"]
+    assert story.run("--test-percent", "40")["status"] == "unchanged"
+
+
+def test_evaluate_knows_the_sides_by_content(story: Story, capsys: Captured) -> None:
+    """The test images of the version are scored, under whatever names they lie there now."""
+    result = story.run()
+    for path in sorted(story.data.rglob("*.jpg")):
+        path.rename(path.with_name(f"other-{path.name}"))
+    command = ["evaluate", "--model", result["uri"], "--data", str(story.data)]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["n_test"] == result["images"]["test"]
+
+
+def test_an_import_file_decides_the_split_it_names(story: Story) -> None:
+    """ML_USE is obeyed, labels are renamed, rows without a file are told as skipped."""
+    rows = []
+    for path in sorted(story.data.rglob("*.jpg")):
+        use = ["training", "validation", "test", ""][int(path.stem) % 4]
+        rows.append(f"{use},{path.relative_to(story.data)},{path.parent.name}")
+    file = story.data / "import.csv"
+    file.write_text("\n".join([*rows, "test,gone.jpg,cyan"]))
+    story.data = file
+    result = story.run("--label-map", "cyan=blue", "--exclude", "magenta/00*")
+    assert result["labels"] == ["blue", "magenta", "yellow"]
+    assert result["images"]["total"] == 111
+    assert result["images"]["skipped_names"] == ["gone.jpg: it is not there, or not any more"]
+    uses = {"0": "train", "1": "validation", "2": "test"}
+    for name, row in story.ledger(result).items():
+        number = str(int(Path(name).stem) % 4)
+        assert row["split"] == uses.get(number, row["split"])
+    moved = file.read_text().replace("training,", "test,")
+    file.write_text(moved)
+    error = story.run("--label-map", "cyan=blue", code=3)["error"]
+    assert "was on the train side" in error["message"]
+    assert "--resplit" in error["hint"]
+
+
+def test_a_ledger_that_is_none_is_no_ledger(tmp_path: Path) -> None:
+    """Bad rows are passed over; a version from before there was a ledger has its examples."""
+    store = LocalStore(tmp_path)
+    assert read_ledger(store, None).lines == ()
+    assert read_ledger(store, 5).lines == ()
+    store.write("5/examples.csv", b"name,label,split,sha256\r\na.jpg,cat,test,d1\r\n")
+    assert [line.name for line in read_ledger(store, 5).lines] == ["a.jpg"]
+    store.write("5/ledger.csv", b"sha256,split,name\r\nd2,nonsense,x\r\n,test,y\r\nd3,train,z\r\n")
+    assert [line.name for line in read_ledger(store, 5).lines] == ["z"]
