@@ -128,7 +128,8 @@ def test_a_missing_neighbour_does_not_count() -> None:
     indices[3, 1], similarities[3, 1] = -1, -100
     indices[4], similarities[4] = -1, -100
     similarities[5, 1] = np.nan
-    assert outliers(indices, similarities) == ()
+    similarities[0] = -3
+    assert [outlier.row for outlier in outliers(indices, similarities)] == [0]
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 50])
@@ -139,6 +140,15 @@ def test_equal_images_and_few_have_no_outliers(n: int) -> None:
     indices[:, 0], similarities[:, 0] = 0, 1
     assert outliers(indices, similarities) == ()
     assert outliers(np.zeros((n, 0), np.int64), np.zeros((n, 0), np.float32)) == ()
+
+
+def test_of_few_images_none_is_unusual() -> None:
+    """Nine images have no usual distance that the ninth could be beyond; ten have."""
+    similarities = np.linspace(0.9, 0.8, 10, dtype=np.float32)[:, None]
+    similarities[0] = -1
+    indices = np.zeros((10, 1), np.int64)
+    assert outliers(indices[:9], similarities[:9]) == ()
+    assert [outlier.row for outlier in outliers(indices, similarities)] == [0]
 
 
 def test_one_far_image_among_equal_ones_is_an_outlier() -> None:
@@ -184,7 +194,11 @@ def test_the_worst_pair_is_first_and_a_tie_is_half_a_hit() -> None:
 
 
 def test_labels_of_few_images_are_not_alike_for_lack_of_proof() -> None:
-    """Five images of each that are all told apart, or four that are not, prove nothing."""
+    """Five images of each that are all told apart, or two that are not, prove nothing."""
     right = np.repeat(np.eye(2, dtype=np.float32), 5, axis=0)
     assert alike(right, np.repeat([0, 1], 5)) == ()
     assert alike(right[[5, 5, 0, 0]], np.repeat([0, 1], 2)) == ()
+    most = np.tile(np.eye(2, dtype=np.float32)[[0, 0, 0, 1]], (2, 1))
+    assert alike(np.concatenate([most, 1 - most]), np.repeat([0, 1], 8)) == ()
+    many = np.repeat(np.concatenate([most, 1 - most]), 20, axis=0)
+    assert len(alike(many, np.repeat([0, 1], 160))) == 1

@@ -28,7 +28,7 @@ def alike(probabilities: np.ndarray, classes: np.ndarray) -> tuple[Alike, ...]:
     by the method of variance estimates recovery (Zou and Donner 2008, "Construction of confidence
     limits about effect measures: a general approach", Statistics in Medicine 27, equation 3). Pairs
     are given whose interval ends below MOST_ACCURACY; labels of fewer than LEAST_IMAGES are left
-    out.
+    out. Shots of one burst count as images of their own, which makes the interval too narrow.
     """
     count = probabilities.shape[1]
     counts = np.bincount(classes, minlength=count)
