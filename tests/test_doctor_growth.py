@@ -135,3 +135,10 @@ def test_a_label_that_is_still_rising_is_wished_for_first() -> None:
     truth = 6 * (800**-0.5 - 1600**-0.5)
     assert first.gain == pytest.approx(truth, abs=0.03)
     assert all(wish.label == 0 and wish.gain < first.gain / 2 for wish in others)
+
+
+def test_no_gain_is_beyond_a_recall_of_one() -> None:
+    """A label that was just found without an error is not wished for, however fast it rose."""
+    right = np.arange(100)[:, None] < np.array([50, 60, 70, 80, 90, 100])
+    trials = Trials(np.zeros(100, np.int64), np.arange(100), right, IMAGES)
+    assert wishes(trials, np.ones((100, 1)), np.zeros(100, np.int64)) == ()

@@ -84,9 +84,9 @@ def test_a_neighbour_that_is_none_has_no_vote() -> None:
     """An index below 0 or a similarity that is no number leaves the head's word as it is."""
     scores = np.full((3, 2), 0.5, np.float32)
     indices = np.array([[-1, -1], [0, 2], [1, -1]])
-    similarities = np.array([[-1, -1], [np.nan, np.nan], [0.9, -1]], np.float32)
+    similarities = np.array([[-1, -1], [0.9, np.nan], [0.9, -1]], np.float32)
     found = with_neighbours(scores, (indices, similarities), np.array([0, 1, 1]), np.arange(3))
-    np.testing.assert_allclose(found, [[0.5, 0.5], [0.5, 0.5], [0.25, 0.75]])
+    np.testing.assert_allclose(found, [[0.5, 0.5], [0.75, 0.25], [0.25, 0.75]])
     none = np.zeros((3, 0), np.int64), np.zeros((3, 0), np.float32)
     assert np.array_equal(with_neighbours(scores, none, np.array([0, 1, 1]), np.arange(3)), scores)
 
