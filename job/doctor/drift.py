@@ -53,7 +53,7 @@ def energy_test(
 
     `first` float `[n,w]` and `second` float `[m,w]`, n and m at least 1. The distance, 0 or more,
     is the statistic 2 E|X-Y| - E|X-X'| - E|Y-Y'| of Székely and Rizzo 2013, "Energy statistics: a
-    class of statistics based on distances", equation 5, over all pairs. The p-value is the share of
+    class of statistics based on distances", over all pairs. The p-value is the share of
     random re-allotments to the two sides with a distance at least as large, the one observed
     counting as one of them (Phipson and Smyth 2010): never 0, and, under no difference, at most
     alpha with a probability of at most alpha.

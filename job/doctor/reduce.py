@@ -24,10 +24,11 @@ def reduced(features: np.ndarray, width: int = WIDTH) -> np.ndarray:
     """Give float32 `[n,w]`, w being at most `width`, `d` and `n`, for embeddings float32 `[n,d]`.
 
     Each feature is replaced by its signed root and each row brought to length 1 (the power
-    normalisation of Perronnin, Sánchez and Mensink 2010, "Improving the Fisher Kernel", section
-    3): a few large activations then outweigh the rest no more. Then the principal components are
-    taken, centred, and scaled so that the mean squared length of a row is 1, whatever the backbone.
-    What is not finite counts as 0. Rows that are all the same become zeros.
+    normalisation of Perronnin, Sánchez and Mensink 2010, "Improving the Fisher Kernel for
+    Large-Scale Image Classification"): a few large activations then outweigh the rest no more. Then
+    the principal components are taken, centred, and scaled so that the mean squared length of a row
+    is 1, whatever the backbone. What is not finite counts as 0. Rows that are all the
+    same become zeros.
 
     `features` may be a memmap or a part of wider rows; they are read in blocks.
     """
