@@ -86,6 +86,38 @@ def test_a_burst_is_one_image() -> None:
     assert found.p_value is None
 
 
+def test_images_that_are_gone_are_compared_too() -> None:
+    """Where everything was replaced, what is here is compared with what was there."""
+    random = np.random.default_rng(0)
+    old, new = random.normal(size=(2, 60, 4)).astype(np.float32)
+    letters = "".join(chr(200 + i) for i in range(120))
+    found = drift(material(letters[:60], [0] * 60, new), before(letters[60:], "a" * 60, old))
+    assert len(found.new) == len(found.gone) == 60
+    assert found.p_value is not None
+
+
+def test_of_very_many_images_some_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the most compared a sample is drawn, which has a distance of its own."""
+    random = np.random.default_rng(0)
+    old, new = random.normal(size=(2, 60, 4)).astype(np.float32)
+    letters = "".join(chr(200 + i) for i in range(120))
+    then, now = before(letters[60:], "a" * 60, old), material(letters[:60], [0] * 60, new)
+    whole = drift(now, then).distance
+    monkeypatch.setattr("job.doctor.drift.MOST_COMPARED", 10)
+    drawn = drift(now, then).distance
+    assert drawn is not None
+    assert drawn != whole
+
+
+def test_ties_count_as_large() -> None:
+    """Two sides that are the same points differ least of all: every permutation is as large."""
+    for seed in range(20):
+        points = np.random.default_rng(seed).normal(size=(3, 2))
+        distance, p_value = energy_test(points, points[::-1], permutations=99)
+        assert distance == pytest.approx(0, abs=1e-12)
+        assert p_value == 1
+
+
 def test_p_values_are_uniform_where_nothing_drifts() -> None:
     """Over 300 pairs of samples of one law the p-values follow the uniform distribution."""
     random = np.random.default_rng(1)

@@ -88,16 +88,41 @@ def test_the_same_data_gives_the_same_findings() -> None:
     assert replace(first, counts=nothing).__repr__() == replace(second, counts=nothing).__repr__()
 
 
-def test_a_rare_label_is_named_and_its_images_are_not_suspects() -> None:
-    """A label of three images is not judged; what is of it elsewhere still can be told."""
-    features, classes = clouds(3, 30, apart=6)
-    data = material(features[:63], classes[:63], 4)
-    found = examine(data, None, (), nearest(features[:63], 5))
-    assert not [suspect for suspect in found.suspects if suspect.given == 2]
-    rare, empty = found.left_out
-    assert "'label 2': 3 images" in rare
-    assert "'label 3': 0 images" in empty
+def test_a_rare_label_is_named_and_not_judged() -> None:
+    """One image, or two bursts, that look like another label are neither suspects nor alike."""
+    features, classes = clouds(2, 40, apart=6)
+    classes[0], classes[1:9] = 2, 3
+    data = material(features, classes, 5)
+    data.groups[1:9] = [100] * 4 + [101] * 4
+    found = examine(data, None, (), nearest(features, 5))
+    assert found.alike == ()
+    assert not [suspect for suspect in found.suspects if suspect.given > 1]
+    one, bursts, empty = found.left_out
+    assert "'label 2': 1 images" in one
+    assert "'label 3': 8 images" in bursts
+    assert "'label 4': 0 images" in empty
     assert found.curve is not None
+
+
+def test_neighbours_have_a_say_in_what_is_suspected() -> None:
+    """With other neighbours the suspects' probabilities are others."""
+    features, classes = clouds(3, 30, apart=4)
+    classes[0] = 1
+    data = material(features, classes, 3)
+    none = np.zeros((90, 0), np.int64), np.zeros((90, 0), np.float32)
+    with_them, without = (examine(data, None, (), near) for near in (nearest(features, 5), none))
+    assert with_them.suspects[0].row == without.suspects[0].row == 0
+    assert with_them.suspects[0].p_given != without.suspects[0].p_given
+    assert with_them.accuracy == without.accuracy
+
+
+def test_too_few_images_have_no_curve() -> None:
+    """Thirty images are classified, and it is said that they are too few for a curve."""
+    features, classes = clouds(3, 10, apart=6)
+    found = examine(material(features, classes, 3), None, (), nearest(features, 5))
+    assert found.accuracy > 0.9
+    assert found.curve is None
+    assert found.left_out == ("the learning curve: 30 different images, at least 40 expected",)
 
 
 def test_one_label_is_not_classified() -> None:

@@ -54,6 +54,14 @@ def test_large_groups_are_dealt_first() -> None:
     assert np.bincount(hand).tolist() == [10, 10]
 
 
+def test_a_group_of_several_labels_counts_as_one_of_its_commonest() -> None:
+    """Five bursts with one odd image, and five of another label, are dealt one of each a hand."""
+    classes = np.array([0, 0, 1] * 5 + [1, 1, 1] * 5)
+    hand = deal(classes, np.arange(30) // 3, 5)
+    for dealt in range(5):
+        assert sorted(classes[hand == dealt].tolist()) == [0, 0, 1, 1, 1, 1]
+
+
 def test_another_seed_deals_otherwise() -> None:
     """The same seed gives the same hands, another one others."""
     classes, groups = np.zeros(100, np.int64), np.arange(100)
@@ -95,6 +103,15 @@ def test_it_is_the_jobs_own_regression() -> None:
     ).head.probabilities(test)
     found = fit_and_score(train, classes[::2], test, 3)
     np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_a_label_without_training_images_has_no_probability() -> None:
+    """The other labels keep their own columns, and are found."""
+    features, classes = clouds(3, 30, apart=9)
+    features, classes = reduced(features), np.array([0, 2, 4])[classes]
+    scores = fit_and_score(features[::2], classes[::2], features[1::2], 5)
+    assert not scores[:, [1, 3]].any()
+    assert (scores.argmax(axis=1) == classes[1::2]).mean() > 0.95
 
 
 @settings(deadline=None, max_examples=30)
@@ -142,6 +159,16 @@ def test_reduction_keeps_distances_and_reads_a_part_of_wider_rows() -> None:
     np.testing.assert_allclose(found, near, atol=1e-4)
 
 
+def test_the_axes_are_those_of_the_differences() -> None:
+    """What all rows share does not take the place of what tells them apart."""
+    sides = np.where(np.arange(40) % 2 == 0, 1, -1)
+    features = np.stack([np.full(40, 100), sides, np.zeros(40)], axis=1).astype(np.float32)
+    rows = reduced(features, 1)
+    assert rows.shape == (40, 1)
+    np.testing.assert_allclose(np.abs(rows), 1, atol=1e-2)
+    assert abs(rows[:, 0] @ sides) > 39
+
+
 def test_blocks_do_not_change_what_is_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worked on a few rows at a time, features come out the same."""
     features, _ = clouds(3, 40, apart=4)
@@ -155,5 +182,7 @@ def test_what_is_not_finite_does_not_spread() -> None:
     features, _ = clouds(3, 10, apart=4)
     features[3, 2], features[4] = np.nan, np.inf
     assert np.isfinite(reduced(features)).all()
-    assert not reduced(np.full((4, 3), 0.3, np.float32)).any()
+    row = np.random.default_rng(0).uniform(size=(1, 300)).astype(np.float32)
+    rounding = 1 + 1e-7 * np.random.default_rng(1).normal(size=(50, 1))
+    assert not reduced((row * rounding).astype(np.float32)).any()
     assert reduced(np.zeros((0, 3), np.float32)).shape == (0, 0)

@@ -44,7 +44,7 @@ def grown(share: np.ndarray, n: int = 400, seed: int = 0) -> Trials:
     """Give trials of n images that are each right with a probability, one for each fraction."""
     random = np.random.default_rng(seed)
     right = random.uniform(size=(n, 1)) < share
-    return Trials(np.arange(n), np.zeros(n, np.int64), np.arange(n), right, IMAGES)
+    return Trials(np.zeros(n, np.int64), np.arange(n), right, IMAGES)
 
 
 def test_the_true_curve_is_within_the_interval() -> None:
@@ -71,7 +71,7 @@ def test_measured_points_are_shares_with_their_intervals() -> None:
 def test_copies_prove_no_more_than_one_image() -> None:
     """The interval of 400 images in 20 groups is that of 20."""
     trials = grown(np.full(6, 0.7))
-    bursts = Trials(trials.rows, trials.classes, np.arange(400) // 20, trials.right, IMAGES)
+    bursts = Trials(trials.classes, np.arange(400) // 20, trials.right, IMAGES)
     alone, burst = curve(trials).measured[0], curve(bursts).measured[0]
     assert burst.accuracy == alone.accuracy
     widths = [np.ptp(point.accuracy_ci95) for point in (alone, burst)]
@@ -98,6 +98,15 @@ def test_accuracy_grows_with_images_of_separate_labels() -> None:
     assert shares[-1] == (scores.argmax(axis=1) == classes).mean()
 
 
+def test_no_fraction_is_judged_on_what_it_was_fitted_to() -> None:
+    """Twins of random labels, each pair a group, are right by chance with any number of images."""
+    random = np.random.default_rng(0)
+    features = np.repeat(random.normal(size=(100, 200)), 2, axis=0).astype(np.float32)
+    classes, groups = np.repeat(random.integers(0, 2, 100), 2), np.arange(200) // 2
+    trials = try_fractions(reduced(features), classes, groups, np.eye(2)[classes])
+    assert (trials.right[:, :-1].mean(axis=0) < 0.68).all()
+
+
 def test_of_very_many_images_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the most images whole groups of each label are drawn; the last point is of all."""
     monkeypatch.setattr("job.doctor.growth.MOST_IMAGES", 100)
@@ -105,10 +114,8 @@ def test_of_very_many_images_some_are_looked_at(monkeypatch: pytest.MonkeyPatch)
     groups, features = np.arange(300) // 2, reduced(features)
     scores = cross_validate(features, classes, groups, 3)
     trials = try_fractions(features, classes, groups, scores)
-    assert len(trials.rows) <= 110
-    assert np.bincount(groups[trials.rows])[np.unique(groups[trials.rows])].tolist() == [2] * len(
-        np.unique(groups[trials.rows])
-    )
+    assert 90 <= len(trials.groups) <= 110
+    assert set(np.unique(trials.groups, return_counts=True)[1].tolist()) == {2}
     assert trials.images[-1] == 240
     assert trials.images[-2] < 80
 
@@ -119,7 +126,7 @@ def test_a_label_that_is_still_rising_is_wished_for_first() -> None:
     classes = np.repeat([0, 1, 2], 300)
     shares = np.stack([np.full(6, 0.6), 0.95 - 6 * IMAGES**-0.5, np.full(6, 1.0)])
     right = random.uniform(size=(900, 1)) < shares[classes]
-    trials = Trials(np.arange(900), classes, np.arange(900), right, IMAGES)
+    trials = Trials(classes, np.arange(900), right, IMAGES)
     scores = np.where(right[:, -1:], np.eye(3)[classes], np.eye(3)[(classes + 1) % 3])
     first, *others = wishes(trials, scores, classes)
     assert first.label == 1
@@ -128,3 +135,10 @@ def test_a_label_that_is_still_rising_is_wished_for_first() -> None:
     truth = 6 * (800**-0.5 - 1600**-0.5)
     assert first.gain == pytest.approx(truth, abs=0.03)
     assert all(wish.label == 0 and wish.gain < first.gain / 2 for wish in others)
+
+
+def test_no_gain_is_beyond_a_recall_of_one() -> None:
+    """A label that was just found without an error is not wished for, however fast it rose."""
+    right = np.arange(100)[:, None] < np.array([50, 60, 70, 80, 90, 100])
+    trials = Trials(np.zeros(100, np.int64), np.arange(100), right, IMAGES)
+    assert wishes(trials, np.ones((100, 1)), np.zeros(100, np.int64)) == ()

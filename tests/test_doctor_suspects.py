@@ -49,6 +49,12 @@ def test_a_label_that_is_never_sure_makes_no_suspects_of_its_images() -> None:
     assert [suspect.row for suspect in suspects(scores, classes)] == [9]
 
 
+def test_an_unclear_image_whose_label_is_still_the_likeliest_is_no_suspect() -> None:
+    """A suspect has a better label to suggest, however unsure the head is of its own."""
+    scores = np.array([[0.9, 0.1, 0.0]] * 9 + [[0.34, 0.33, 0.33]], np.float32)
+    assert suspects(scores, np.zeros(10, np.int64)) == ()
+
+
 @given(seed=st.integers(0, 999), n=st.integers(0, 40), count=st.integers(1, 5))
 def test_suspects_are_sorted_and_within_bounds(seed: int, n: int, count: int) -> None:
     """Every suspect has a likelier label than its own and a score in (0.5,1], largest first."""
@@ -64,15 +70,25 @@ def test_suspects_are_sorted_and_within_bounds(seed: int, n: int, count: int) ->
 
 
 def test_neighbours_vote_with_the_head_unless_they_are_copies() -> None:
-    """The mean of both is given; a neighbour of the same group, or none, has no vote."""
+    """The mean of both is given; a neighbour of the same group has no vote."""
     scores = np.full((3, 2), 0.5, np.float32)
-    indices = np.array([[1, 2], [0, 2], [-1, -1]])
-    similarities = np.array([[0.9, 0.9], [0.9, 0.9], [np.nan, 0]], np.float32)
+    near = np.array([[1, 2], [0, 2], [0, 1]]), np.full((3, 2), 0.9, np.float32)
     classes = np.array([0, 1, 1])
-    apart = with_neighbours(scores, (indices, similarities), classes, np.array([0, 1, 2]))
+    apart = with_neighbours(scores, near, classes, np.array([0, 1, 2]))
     np.testing.assert_allclose(apart, [[0.25, 0.75], [0.5, 0.5], [0.5, 0.5]])
-    copies = with_neighbours(scores, (indices, similarities), classes, np.array([0, 0, 2]))
+    copies = with_neighbours(scores, near, classes, np.array([0, 0, 2]))
     np.testing.assert_allclose(copies, [[0.25, 0.75], [0.25, 0.75], [0.5, 0.5]])
+
+
+def test_a_neighbour_that_is_none_has_no_vote() -> None:
+    """An index below 0 or a similarity that is no number leaves the head's word as it is."""
+    scores = np.full((3, 2), 0.5, np.float32)
+    indices = np.array([[-1, -1], [0, 2], [1, -1]])
+    similarities = np.array([[-1, -1], [0.9, np.nan], [0.9, -1]], np.float32)
+    found = with_neighbours(scores, (indices, similarities), np.array([0, 1, 1]), np.arange(3))
+    np.testing.assert_allclose(found, [[0.5, 0.5], [0.75, 0.25], [0.25, 0.75]])
+    none = np.zeros((3, 0), np.int64), np.zeros((3, 0), np.float32)
+    assert np.array_equal(with_neighbours(scores, none, np.array([0, 1, 1]), np.arange(3)), scores)
 
 
 def test_a_nearer_neighbour_counts_for_more() -> None:
@@ -105,6 +121,17 @@ def test_the_score_is_in_robust_standard_deviations() -> None:
     assert found.score == pytest.approx((5 - 0.65) / (1.4826 * 0.3), rel=1e-5)
 
 
+def test_a_missing_neighbour_does_not_count() -> None:
+    """A row is as far as the neighbours it has, and one without any is not judged."""
+    similarities = np.repeat(1 - 0.1 * np.arange(1, 13, dtype=np.float32)[:, None], 2, axis=1)
+    indices = np.zeros((12, 2), np.int64)
+    indices[3, 1], similarities[3, 1] = -1, -100
+    indices[4], similarities[4] = -1, -100
+    similarities[5, 1] = np.nan
+    similarities[0] = -3
+    assert [outlier.row for outlier in outliers(indices, similarities)] == [0]
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 50])
 def test_equal_images_and_few_have_no_outliers(n: int) -> None:
     """Where nothing is apart nothing is an outlier; a missing neighbour is skipped."""
@@ -113,6 +140,15 @@ def test_equal_images_and_few_have_no_outliers(n: int) -> None:
     indices[:, 0], similarities[:, 0] = 0, 1
     assert outliers(indices, similarities) == ()
     assert outliers(np.zeros((n, 0), np.int64), np.zeros((n, 0), np.float32)) == ()
+
+
+def test_of_few_images_none_is_unusual() -> None:
+    """Nine images have no usual distance that the ninth could be beyond; ten have."""
+    similarities = np.linspace(0.9, 0.8, 10, dtype=np.float32)[:, None]
+    similarities[0] = -1
+    indices = np.zeros((10, 1), np.int64)
+    assert outliers(indices[:9], similarities[:9]) == ()
+    assert [outlier.row for outlier in outliers(indices, similarities)] == [0]
 
 
 def test_one_far_image_among_equal_ones_is_an_outlier() -> None:
@@ -158,7 +194,11 @@ def test_the_worst_pair_is_first_and_a_tie_is_half_a_hit() -> None:
 
 
 def test_labels_of_few_images_are_not_alike_for_lack_of_proof() -> None:
-    """Five images of each that are all told apart, or four that are not, prove nothing."""
+    """Five images of each that are all told apart, or two that are not, prove nothing."""
     right = np.repeat(np.eye(2, dtype=np.float32), 5, axis=0)
     assert alike(right, np.repeat([0, 1], 5)) == ()
     assert alike(right[[5, 5, 0, 0]], np.repeat([0, 1], 2)) == ()
+    most = np.tile(np.eye(2, dtype=np.float32)[[0, 0, 0, 1]], (2, 1))
+    assert alike(np.concatenate([most, 1 - most]), np.repeat([0, 1], 8)) == ()
+    many = np.repeat(np.concatenate([most, 1 - most]), 20, axis=0)
+    assert len(alike(many, np.repeat([0, 1], 160))) == 1

@@ -26,9 +26,9 @@ def alike(probabilities: np.ndarray, classes: np.ndarray) -> tuple[Alike, ...]:
     a rare label is not overruled for being rare. A tie is half a hit. The interval of the balanced
     accuracy, half the sum of two independent recalls, is put together from their Wilson intervals
     by the method of variance estimates recovery (Zou and Donner 2008, "Construction of confidence
-    limits about effect measures: a general approach", Statistics in Medicine 27, equation 3). Pairs
+    limits about effect measures: a general approach", Statistics in Medicine 27). Pairs
     are given whose interval ends below MOST_ACCURACY; labels of fewer than LEAST_IMAGES are left
-    out.
+    out. Shots of one burst count as images of their own, which makes the interval too narrow.
     """
     count = probabilities.shape[1]
     counts = np.bincount(classes, minlength=count)

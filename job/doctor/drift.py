@@ -6,11 +6,13 @@ Imports no TensorFlow.
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial.distance import cdist
+from threadpoolctl import threadpool_limits
 
 from job.doctor.findings import Before, Drift, Material, Relabelled
 from job.doctor.reduce import reduced
 
-# Images of each side that are compared, drawn at random: their distances, squared, are 16 MiB.
+# Images of each side that are compared, drawn at random: the table of their distances has 32 MB.
 MOST_COMPARED = 1000
 
 # With fewer of either no permutation says anything.
@@ -51,22 +53,20 @@ def energy_test(
 
     `first` float `[n,w]` and `second` float `[m,w]`, n and m at least 1. The distance, 0 or more,
     is the statistic 2 E|X-Y| - E|X-X'| - E|Y-Y'| of Székely and Rizzo 2013, "Energy statistics: a
-    class of statistics based on distances", equation 5, over all pairs. The p-value is the share of
+    class of statistics based on distances", over all pairs. The p-value is the share of
     random re-allotments to the two sides with a distance at least as large, the one observed
     counting as one of them (Phipson and Smyth 2010): never 0, and, under no difference, at most
     alpha with a probability of at most alpha.
     """
     points = np.concatenate([first, second]).astype(np.float64)
-    squares = (points * points).sum(axis=1)
-    between = squares[:, None] + squares - 2 * (points @ points.T)
-    np.fill_diagonal(between, 0)
-    between = np.sqrt(np.maximum(between, 0))
+    between = cdist(points, points)
     random = np.random.default_rng(seed)
     weights = np.concatenate([np.full(len(first), 1 / len(first)), np.full(len(second), -1.0)])
     weights[len(first) :] /= len(second)
     # One allotment a row, the observed one first; a weight's sign says the side.
     allotted = np.stack([weights, *(random.permutation(weights) for _ in range(permutations))])
-    distances = -((allotted @ between) * allotted).sum(axis=1)
+    with threadpool_limits(1, "blas"):  # as in `reduce.reduced`
+        distances = -((allotted @ between) * allotted).sum(axis=1)
     # Sums in another order differ in the last digits; where all points are the same, all tie.
     slack = 1e-9 * max(float(between.max()), np.finfo(np.float64).tiny)
     as_large = int((distances[1:] >= distances[0] - slack).sum())

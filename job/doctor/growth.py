@@ -33,12 +33,11 @@ TIMES = (2, 4)
 class Trials:
     """What heads made of images that they had not seen, with more and more training images.
 
-    `right` bool `[s,p]` has a row for each of the images `rows`, int64 `[s]`, of `groups` and
-    `classes`, int64 `[s]`, and a column for each number of training images, `images` float64
-    `[p]`, ascending. The last column is of all that there are.
+    `right` bool `[s,p]` has a row for each image looked at, of `groups` and `classes`, int64 `[s]`,
+    and a column for each number of training images, `images` float64 `[p]`, ascending. The last
+    column is of all that there are.
     """
 
-    rows: np.ndarray
     classes: np.ndarray
     groups: np.ndarray
     right: np.ndarray
@@ -92,7 +91,7 @@ def try_fractions(
             if len(train):
                 scores = fit_and_score(features[train], classes[train], features[test], count)
                 right[test, place] = scores.argmax(axis=1) == classes[test]
-    return Trials(rows, classes, groups, right, images)
+    return Trials(classes, groups, right, images)
 
 
 def fit_power_law(images: np.ndarray, accuracy: np.ndarray, exponents: np.ndarray) -> PowerLaw:

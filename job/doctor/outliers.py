@@ -10,7 +10,7 @@ import numpy as np
 from job.doctor.findings import Outlier
 
 # The modified z-score above which Iglewicz and Hoaglin 1993, "How to Detect and Handle Outliers",
-# section 3.3, call a value an outlier.
+# call a value an outlier.
 LEAST_SCORE = 3.5
 
 # Fewer images than this have no usual distance.

@@ -6,6 +6,7 @@ Imports no TensorFlow.
 from __future__ import annotations
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from job.guard import beat
 
@@ -23,32 +24,43 @@ def reduced(features: np.ndarray, width: int = WIDTH) -> np.ndarray:
     """Give float32 `[n,w]`, w being at most `width`, `d` and `n`, for embeddings float32 `[n,d]`.
 
     Each feature is replaced by its signed root and each row brought to length 1 (the power
-    normalisation of Perronnin, Sánchez and Mensink 2010, "Improving the Fisher Kernel", section
-    3): a few large activations then outweigh the rest no more. Then the principal components are
-    taken, centred, and scaled so that the mean squared length of a row is 1, whatever the backbone.
-    What is not finite counts as 0. Rows that are all the same become zeros.
+    normalisation of Perronnin, Sánchez and Mensink 2010, "Improving the Fisher Kernel for
+    Large-Scale Image Classification"): a few large activations then outweigh the rest no more. Then
+    the principal components are taken, centred, and scaled so that the mean squared length of a row
+    is 1, whatever the backbone. What is not finite counts as 0. Rows that are all the
+    same become zeros.
 
     `features` may be a memmap or a part of wider rows; they are read in blocks.
     """
+    # One BLAS thread, for the reason that `job.lbfgs.fit` gives: on a busy machine more of them
+    # made this sixteen times slower.
+    with threadpool_limits(1, "blas"):
+        mean, axes = _axes(features, width)
+        given = np.empty((len(features), axes.shape[1]), np.float32)
+        for start in range(0, len(given), ROWS):
+            beat()
+            rows = _normalised(features[start : start + ROWS])
+            given[start : start + ROWS] = (rows - mean) @ axes
+    length = np.sqrt((given.astype(np.float64) ** 2).sum() / max(len(given), 1))
+    # float32 has about 1e-7 of noise in rows of length 1: below that nothing differs.
+    return given / np.float32(length) if length > 1e-5 else np.zeros_like(given)
+
+
+def _axes(features: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give the mean `[d]` and the principal axes `[d,w]` of the normalised rows, both float32."""
     n, wide = features.shape
     step = max(1, -(-n // SAMPLE))
     total, products, seen = np.zeros(wide), np.zeros((wide, wide), np.float32), 0
     for start in range(0, n, ROWS * step):
+        beat()
         rows = _normalised(features[start : start + ROWS * step : step])
         total += rows.sum(axis=0, dtype=np.float64)
         products += rows.T @ rows
         seen += len(rows)
     mean = total / max(seen, 1)
     spread = products.astype(np.float64) - seen * np.outer(mean, mean)
-    axes = np.linalg.eigh(spread)[1][:, ::-1][:, : min(width, wide, n)].astype(np.float32)
-    given = np.empty((n, axes.shape[1]), np.float32)
-    for start in range(0, n, ROWS):
-        beat()
-        rows = _normalised(features[start : start + ROWS])
-        given[start : start + ROWS] = (rows - mean.astype(np.float32)) @ axes
-    length = np.sqrt((given.astype(np.float64) ** 2).sum() / max(n, 1))
-    # float32 has about 1e-7 of noise in rows of length 1: below that nothing differs.
-    return given / np.float32(length) if length > 1e-5 else np.zeros_like(given)
+    axes = np.linalg.eigh(spread)[1][:, ::-1][:, : min(width, wide, n)]
+    return mean.astype(np.float32), axes.astype(np.float32)
 
 
 def _normalised(features: np.ndarray) -> np.ndarray:

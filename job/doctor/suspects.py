@@ -27,13 +27,14 @@ def suspects(probabilities: np.ndarray, classes: np.ndarray) -> tuple[Suspect, .
     """Give the suspects among images with cross-validated `probabilities` `[n,c]`, surest first.
 
     `classes` int `[n]` are the labels given. A label's threshold is the mean probability of it
-    over the images given it (equation 2 of the paper), so that a label of which no head is ever
-    sure does not make suspects of all its images. Images are ranked by the probability of their
+    over the images given it, so that a label of which no head is ever sure does not make suspects
+    of all its images. Images are ranked by the probability of their
     label over its threshold; suspects are those with another label that is more likely, and less
     than MOST_RATIO of the threshold. `score` is 1 - that ratio, in (0.5,1].
 
     The paper's confident joint, as a filter, asks that the other label passes its own threshold: on
-    the samples that loses a third of the wrong labels among the first 60, so it is not asked here.
+    the samples (benchmarks/suspects.py) the 60 first then hold 60 % of the wrong labels in place of
+    85 %, so it is not asked here.
     """
     if not len(classes):
         return ()
