@@ -165,9 +165,9 @@ def read_exclusions(text: str) -> frozenset[str]:
 
     It is a CSV when its first line begins with the column `name`; other columns, their order and
     rows without a name do not matter, nor whether commas, semicolons or tabs part them. In both,
-    escapes of what is no Unicode are resolved. Read the file without translating its line ends:
-    a name may hold some. Raises ConfigError where quotes in the CSV do not match, which would
-    otherwise swallow the rest of it.
+    escapes of what is no Unicode are resolved. Decode the file as UTF-8 with `surrogateescape`, as
+    a list may have such names as bytes, and without translating line ends, which a name may hold.
+    Raises ConfigError where quotes in the CSV do not match: they would swallow the rest of it.
     """
     text = text.removeprefix("\ufeff")  # as spreadsheets save
     first = text.partition("\n")[0].removesuffix("\r")
