@@ -18,6 +18,7 @@ from job.embed import Embeddings
 from job.images import PREPROCESSING_VERSION
 from job.result import Result
 from job.seal import canonical, describe_files, seal, sha256
+from job.unknown import Threshold
 
 PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "scipy", "google-cloud-storage")
 
@@ -63,13 +64,15 @@ def write_manifest(
     features: str,
     temperature: float,
     golden: dict[str, Any],
+    unknown: Threshold | None,
 ) -> None:
     """Write both files into a bundle, after everything else: the manifest lists every file.
 
     `examples.csv` has a row an image: name, label, split and SHA-256. The manifest holds the
     digest of that file, so the two together pin every input. `backbone` is the backbone's digest,
     `features` that of the one inside, which fine-tuning changes; `golden` is what the trained model
-    answered to the images in the warm-up records.
+    answered to the images in the warm-up records, `unknown` how it tells those of no label (None:
+    it does not).
     """
     _write_examples(folder / "examples.csv", embeddings)
     manifest = {
@@ -84,6 +87,8 @@ def write_manifest(
         "golden": golden,
         "files": describe_files(folder),
     }
+    if unknown is not None:
+        manifest["unknown"] = unknown.as_json()
     (folder / "manifest.json").write_text(canonical(seal(manifest)), "utf-8")
 
 

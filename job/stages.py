@@ -29,6 +29,7 @@ from job.service import (
 from job.storage import Store, check_writable, open_store
 from job.stream import Decode, Skipped
 from job.trainable import Trainable, load_trainable
+from job.unknown import Threshold
 from job.workers import share, wait_for_others, worker_index
 
 
@@ -133,12 +134,18 @@ def open_trainable(config: RunConfig, found: Resolved, kept: Path) -> Trainable 
 
 
 def as_classifier(
-    config: RunConfig, backbone: Backbone, head: Head, labels: tuple[str, ...]
+    config: RunConfig,
+    backbone: Backbone,
+    head: Head,
+    labels: tuple[str, ...],
+    unknown: Threshold | None = None,
 ) -> Classifier:
     """Give what is exported of a backbone and a head: it decodes as the configuration says."""
     return Classifier(
-        backbone, head, labels, exact=config.exact_decode, max_pixels=config.max_pixels
-    )
+        backbone, head, labels,
+        exact=config.exact_decode, max_pixels=config.max_pixels,
+        unknown=None if unknown is None else unknown.value,
+    )  # fmt: skip
 
 
 def embed_images(

@@ -24,6 +24,7 @@ from job.sgd import SgdOptions
 from job.stages import Source, embed_images, open_cache
 from job.stream import require_all
 from job.task import Solved, Task, distortion_of
+from job.unknown import Threshold, check_rate, choose_threshold
 from job.views import embed_views
 from job.watch import Watch
 
@@ -34,7 +35,8 @@ class Trained:
 
     `backbone` is the one that the head goes with, `test` the test images as it embeds them.
     `embeddings` are those that the fit began with. `checkpoints` have the fit's state until the
-    model is published.
+    model is published. `unknown` is below which best score an image is of no label; None: it never
+    is.
     """
 
     fit: Fit
@@ -44,15 +46,18 @@ class Trained:
     test: Pair
     embeddings: Embeddings
     checkpoints: Checkpoints
+    unknown: Threshold | None = None
 
 
 def train(
     config: RunConfig, source: Source, embeddings: Embeddings, progress: Progress, result: Result
 ) -> Trained:
-    """Fit the head, and on the validation images its temperature."""
-    training = training_side(config, source, embeddings, progress, result)
+    """Fit the head, and on the validation images its temperature and what is unknown to it."""
     validation = embeddings.side(Split.VALIDATION)
     labels, backbone = embeddings.index.labels, source.backbone
+    if config.unknown_rate is not None:
+        check_rate(config.unknown_rate, len(labels), len(validation[1]))
+    training = training_side(config, source, embeddings, progress, result)
     digest = inputs_digest(config, labels, embeddings.checksums, backbone.digest)
     checkpoints = Checkpoints(source.plan.models, digest, config.checkpoint_interval)
     run = f"{config.name}-{digest[:12]}"
@@ -66,7 +71,24 @@ def train(
         temperature = fit_temperature(fit.head.logits(validation[0]), validation[1])
         head = fit.head.tempered(temperature)
         watch.conclude(fit, solved.backbone, head, validation)
-    return Trained(fit, head, temperature, solved.backbone, test, embeddings, checkpoints)
+        unknown = find_unknown(config, task, fit, temperature, progress)
+    return Trained(fit, head, temperature, solved.backbone, test, embeddings, checkpoints, unknown)
+
+
+def find_unknown(
+    config: RunConfig, task: Task, fit: Fit, temperature: float, progress: Progress
+) -> Threshold | None:
+    """Choose what is unknown to a head, where that is asked for; as `choose_threshold` raises."""
+    if config.unknown_rate is None:
+        return None
+    with progress.phase("unknown"):
+        return choose_threshold(
+            task.train, task.validation, task.classes, fit.head,
+            rate=config.unknown_rate,
+            l2=fit.l2 or None,  # sgd has none, and stops before there would be an optimum
+            balanced=config.class_weights == "balanced",
+            temperature=temperature,
+        )  # fmt: skip
 
 
 def scored_sides(
