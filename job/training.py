@@ -24,7 +24,7 @@ from job.sgd import SgdOptions
 from job.stages import Source, embed_images, open_cache
 from job.stream import require_all
 from job.task import Solved, Task, distortion_of
-from job.unknown import Threshold, check_rate, choose_threshold
+from job.unknown import Threshold, check_rate, choose, choose_threshold
 from job.views import embed_views
 from job.watch import Watch
 
@@ -81,11 +81,19 @@ def find_unknown(
     """Choose what is unknown to a head, where that is asked for; as `choose_threshold` raises."""
     if config.unknown_rate is None:
         return None
+    train, validation, classes = task.train, task.validation, task.classes
     with progress.phase("unknown"):
+        if config.solver == "sgd":
+
+            def refit(train: Pair, validation: Pair, classes: int) -> Head:
+                return sgd.fit(train, validation, classes, sgd_options(config)).head
+
+            tempered = fit.head.tempered(temperature)
+            return choose(refit, train, validation, classes, tempered, config.unknown_rate)
         return choose_threshold(
-            task.train, task.validation, task.classes, fit.head,
+            train, validation, classes, fit.head,
             rate=config.unknown_rate,
-            l2=fit.l2 or None,  # sgd has none, and stops before there would be an optimum
+            l2=fit.l2,
             balanced=config.class_weights == "balanced",
             temperature=temperature,
         )  # fmt: skip
@@ -144,8 +152,17 @@ def solve_lbfgs(task: Task) -> Solved:
 
 def solve_sgd(task: Task) -> Solved:
     """Take retrain.py's steps."""
-    config = task.config
-    options = SgdOptions(
+    config, backbone = task.config, task.source.backbone
+    found = sgd.fit(
+        task.train, task.validation, task.classes, sgd_options(config), session=task.session,
+        watch=lambda step, head: task.watch.reached(step, head, lambda: backbone, config.steps),
+    )  # fmt: skip
+    return Solved(found, backbone)
+
+
+def sgd_options(config: RunConfig) -> SgdOptions:
+    """Give the settings of sgd that a configuration asks for."""
+    return SgdOptions(
         steps=config.steps,
         learning_rate=config.learning_rate or SgdOptions().learning_rate,
         momentum=config.momentum,
@@ -156,12 +173,6 @@ def solve_sgd(task: Task) -> Solved:
         l2=config.l2 or 0.0,
         balanced=config.class_weights == "balanced",
     )
-    backbone = task.source.backbone
-    found = sgd.fit(
-        task.train, task.validation, task.classes, options, session=task.session,
-        watch=lambda step, head: task.watch.reached(step, head, lambda: backbone, config.steps),
-    )  # fmt: skip
-    return Solved(found, backbone)
 
 
 def solve_finetune(task: Task) -> Solved:
