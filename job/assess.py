@@ -16,6 +16,7 @@ from job.result import Result
 from job.service import Answered, compare_with_service
 from job.stages import Plan
 from job.training import Trained
+from job.unknown import Rejection, reject
 
 
 def assess(
@@ -29,7 +30,8 @@ def assess(
     with progress.phase("evaluate"):
         scores = trained.head.probabilities(features)
         report = evaluate(scores, classes, labels)
-        result.metrics = figures(report, trained)
+        unknown = reject(trained.unknown, scores, classes) if trained.unknown else None
+        result.metrics = figures(report, trained, unknown)
     with progress.phase("gate"):
         right = scores.argmax(axis=1) == classes
         tested = Answered(examples, backbone.digest, features, right)
@@ -51,12 +53,13 @@ def assess(
         seconds=result.seconds,
         provenance=provenance(config, backbone, trained),
         read_image=lambda name: read_quietly(plan.data, name),
+        unknown=unknown,
     )
 
 
-def figures(report: Report, trained: Trained) -> dict[str, object]:
+def figures(report: Report, trained: Trained, unknown: Rejection | None) -> dict[str, object]:
     """Give the `metrics` of a result: those of the test images, and how the head was found."""
-    return report.as_json("test") | {
+    found: dict[str, object] = report.as_json("test") | {
         "validation_log_loss": round(trained.fit.validation_loss, 6),
         "train_loss": None if trained.fit.loss is None else round(trained.fit.loss, 6),
         "gradient_norm": trained.fit.gradient_norm,
@@ -64,6 +67,9 @@ def figures(report: Report, trained: Trained) -> dict[str, object]:
         "temperature": round(trained.temperature, 6),
         "test_recall": {s.label: round(s.recall, 4) for s in report.per_label},
     }
+    if unknown is not None:
+        found["test_false_reject_rate"] = round(unknown.false_reject_rate, 6)
+    return found
 
 
 def pass_judgement(config: RunConfig, report: Report, comparison: Comparison | None) -> Verdict:

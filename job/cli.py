@@ -107,7 +107,9 @@ def predict(log_format: str, model: str, top: int, images: tuple[Path, ...]) -> 
         print_table(summary.prediction_table(answers, min(top, len(loaded.labels))))
     for answer in answers if style == "json" else []:
         best = dict(zip(answer.labels[:top], answer.scores, strict=False))
-        said = {"error": answer.error} if answer.error else {"label": answer.labels[0]}
+        said: dict[str, Any] = {"error": answer.error} if answer.error else {}
+        said |= {"label": answer.labels[0]} if answer.labels else {}
+        said |= {} if answer.unknown is None else {"unknown": answer.unknown}
         click.echo(json.dumps({"image": answer.image, **said, "scores": best}))
     if unread := [answer for answer in answers if answer.error]:
         raise DataError(

@@ -26,6 +26,8 @@ class Classifier:
     """All that an export is made of; `labels[i]` names class index i.
 
     `exact` and `max_pixels` are how images were decoded in training, as in `images.preprocess`.
+    `unknown` is the best score, a probability, below which an image is of no label; None: it is
+    always of one.
     """
 
     backbone: Backbone
@@ -33,6 +35,7 @@ class Classifier:
     labels: tuple[str, ...]
     exact: bool = False
     max_pixels: int = MAX_PIXELS
+    unknown: float | None = None
 
     def preprocess(self, contents: Any) -> Any:
         """Give image files, strings `[n]`, as float32 `[n,h,w,3]` in [0,1]."""
@@ -46,7 +49,8 @@ class ServedModel(tf.Module):  # type: ignore[misc]
     `serving_default`: `image` float32 `[n,h,w,3]` in [0,1] gives `prediction` float32
     `[n,classes]`, softmax, in the order of `labels.txt`.
     `serve_bytes`: `image_bytes` string `[n]` (JPEG, PNG, GIF, BMP, WebP) gives the same
-    `prediction`, and `classes` string `[n,classes]` with `scores` float32, the best first.
+    `prediction`, and `classes` string `[n,classes]` with `scores` float32, the best first. With a
+    threshold it also gives `unknown`, bool `[n]`: the first of the `scores` does not reach it.
 
     The backbone is inside as constants, folded as far as that goes, and once: it loads in a third
     of the time that variables take. Only the head is in `variables/`. The labels are inside as the
@@ -81,6 +85,7 @@ class ServedModel(tf.Module):  # type: ignore[misc]
                 "classes": tf.gather(self.labels, order),
                 "scores": scores,
                 "prediction": prediction,
+                **self.judge(scores),
             }
 
         @tf.function(input_signature=[], autograph=False)  # type: ignore[untyped-decorator]
@@ -90,6 +95,14 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         self.serve_image = serve_image
         self.serve_bytes = serve_bytes
         self.describe_labels = describe_labels
+
+    def judge(self, scores: Any) -> dict[str, Any]:
+        """Give `unknown`, bool `[n]`, by scores float32 `[n,classes]`, the best first.
+
+        Nothing without a threshold. A score that is no number does not reach it either.
+        """
+        threshold = self._classifier.unknown
+        return {} if threshold is None else {"unknown": ~(scores[:, 0] >= threshold)}
 
     def predict(self, image: Any) -> Any:
         """Give softmax scores float32 `[n,classes]` for images float32 `[n,h,w,3]` in [0,1]."""

@@ -21,6 +21,7 @@ from job.images import PREPROCESSING_VERSION
 from job.ledger import write_ledger
 from job.result import Result
 from job.seal import canonical, describe_files, seal, sha256
+from job.unknown import Threshold
 
 PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "scipy", "google-cloud-storage")
 
@@ -73,6 +74,7 @@ def write_manifest(
     features: str,
     temperature: float,
     golden: dict[str, Any],
+    unknown: Threshold | None,
 ) -> None:
     """Write the tables and the manifest into a bundle, after everything else: it lists every file.
 
@@ -80,24 +82,26 @@ def write_manifest(
     manifest holds the digest of that file, so the two together pin every input. `ledger.csv` is for
     the versions to come. `backbone` is the backbone's digest, `inputs` is from `inputs_digest`,
     `features` that of the one inside, which fine-tuning changes; `golden` is what the trained model
-    answered to the images in the warm-up records.
+    answered to the images in the warm-up records, `unknown` how it tells those of no label, if so.
     """
-    embeddings = divided.embeddings
-    _write_examples(folder / "examples.csv", embeddings)
+    _write_examples(folder / "examples.csv", divided.embeddings)
     write_ledger(folder, divided.ledger)
-    origin = _inputs(config, embeddings, backbone, result, sha256(folder / "examples.csv"))
+    examples = sha256(folder / "examples.csv")
+    origin = _inputs(config, divided.embeddings, backbone, result, examples)
     manifest = {
         "regraft": job.__version__,
         "inputs": {"digest": inputs, **origin},
         "features": features,
         "configuration": config.as_json(),
         "packages": packages(),
-        "labels": list(embeddings.index.labels),
+        "labels": list(divided.embeddings.index.labels),
         "metrics": result.metrics,
         "temperature": temperature,
         "golden": golden,
         "files": describe_files(folder),
     }
+    if unknown is not None:
+        manifest["unknown"] = unknown.as_json()
     (folder / "manifest.json").write_text(canonical(seal(manifest)), "utf-8")
 
 

@@ -22,6 +22,7 @@ class Expected:
     Row i of `pixels`, float32 `[n,h,w,3]` in [0,1], and of `predictions`, float32 `[n,c]`, belongs
     to the image `names[i]`, whose file is `contents[i]`. `labels[j]` names class index j. The
     tolerances are of a probability; `tflite_tolerance` is that of each TFLite file, by its name.
+    An image whose best score does not reach `unknown` is of no label; None: it always is of one.
     """
 
     labels: tuple[str, ...]
@@ -31,6 +32,7 @@ class Expected:
     predictions: np.ndarray
     tolerance: float
     tflite_tolerance: dict[str, float]
+    unknown: float | None = None
 
 
 def image_problems(signatures: Any, expected: Expected) -> Iterator[str]:
@@ -61,6 +63,7 @@ def bytes_problems(signatures: Any, expected: Expected) -> Iterator[str]:
         door = f"saved_model.pb: serve_bytes at batch size {size}"
         yield from _parity(door, answer["prediction"], expected, expected.tolerance)
         yield from _ranking_problems(door, answer, expected)
+        yield from _unknown_problems(door, answer, expected)
 
 
 def frozen_problems(path: Path, expected: Expected) -> Iterator[str]:
@@ -133,3 +136,27 @@ def _ranking_problems(
         if (np.diff(scores) > 0).any() or not np.array_equal(scores, own):
             yield f"{door} gives the scores {scores} for {list(names)}, expected {own}, falling"
             return
+
+
+def _unknown_problems(
+    door: str, answer: dict[str, np.ndarray], expected: Expected
+) -> Iterator[str]:
+    """Check that `unknown` is there where a threshold is, and agrees with the answer's scores."""
+    found, threshold = answer.get("unknown"), expected.unknown
+    if (found is None) != (threshold is None):
+        given, has = ("no", "one") if found is None else ("an", "none")
+        yield f"{door} gives {given} output `unknown`, and for a threshold manifest.json has {has}"
+        return
+    if found is None or threshold is None:
+        return
+    best = answer["prediction"].max(axis=1)
+    wanted = ~(best >= np.float32(threshold))
+    if found.dtype != bool or found.shape != wanted.shape:
+        yield f"{door} gives {found.dtype} {found.shape} for `unknown`, expected bool {best.shape}"
+        return
+    for row in np.flatnonzero(found != wanted):
+        yield (
+            f"{door} says unknown={found[row]} for {expected.names[row]!r}, whose best score is "
+            f"{best[row]:.6f}, expected {wanted[row]} by the threshold {threshold:.6f}"
+        )
+        return

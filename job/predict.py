@@ -68,12 +68,16 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of one image: labels and scores, the best first, or why it says nothing."""
+    """What a model says of one image: labels and scores, the best first, or why it says nothing.
+
+    `unknown` is whether it takes the image for one of no label; None: it always names one.
+    """
 
     image: str
     labels: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
     error: str = ""
+    unknown: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,9 @@ def predict(model: Model, images: list[Path]) -> Iterator[Prediction]:
             continue
         answer = model.signatures["serve_bytes"](image_bytes=tf.constant([contents]))
         labels = tuple(name.decode() for name in answer["classes"].numpy()[0])
-        yield Prediction(str(path), labels, tuple(map(float, answer["scores"].numpy()[0])))
+        scores = tuple(map(float, answer["scores"].numpy()[0]))
+        unknown = bool(answer["unknown"].numpy()[0]) if "unknown" in answer else None
+        yield Prediction(str(path), labels, scores, unknown=unknown)
 
 
 def evaluate_model(

@@ -67,7 +67,7 @@ def write_bundle(
     with progress.phase("export", len(EXPORTERS) + len(config.tflite)) as advance:
         goldens = choose_goldens(source.plan, embeddings, facts)
         labels = embeddings.index.labels
-        classifier = as_classifier(config, trained.backbone, trained.head, labels)
+        classifier = as_classifier(config, trained.backbone, trained.head, labels, trained.unknown)
         export(classifier, bundle, advance=advance)
         predictions = {golden.name: golden.prediction for golden in goldens}
         asked = Asked(source.plan.data, embeddings.index.examples, facts.scores, predictions)
@@ -87,6 +87,7 @@ def write_bundle(
             inputs=trained.inputs,
             features=trained.backbone.digest,
             temperature=trained.temperature,
+            unknown=trained.unknown,
             golden=golden_record(goldens)
             | {"tflite_tolerance": {score.file: score.tolerance for score in lite}},
         )

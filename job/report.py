@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from job.doctor.summary import Line
     from job.gate import Comparison, Verdict
     from job.lite import LiteScore
+    from job.unknown import Rejection
 
 # More lines than this in a job summary are not read.
 MOST_MARKDOWN_LABELS = 30
@@ -35,7 +36,8 @@ class Facts:
     a temperature of 1. `report` is of `scores`. `images` and `seconds` are as in `Result`.
     `provenance` is shown as given. `read_image` gives the bytes of a test image by its name, or
     None; it is called from several threads. `lite` is how good the TFLite files are, `findings`
-    what the data doctor found, in short.
+    what the data doctor found, in short, `unknown` what the threshold for images of no label does;
+    None: there is none.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Facts:
     read_image: Callable[[str], bytes | None]
     lite: tuple[LiteScore, ...] = ()
     findings: tuple[Line, ...] = ()
+    unknown: Rejection | None = None
 
 
 def write_report(folder: Path, facts: Facts) -> None:
@@ -92,6 +95,7 @@ def metrics(facts: Facts) -> dict[str, Any]:
             "images": facts.images,
             "seconds": facts.seconds,
             "provenance": facts.provenance,
+            **({"unknown": facts.unknown.as_json()} if facts.unknown else {}),
         }
     )
     return found
@@ -135,6 +139,7 @@ def markdown(facts: Facts) -> str:
         f"**Accuracy {figures.percent(report.accuracy)}** of {report.n} test images "
         f"(95 % interval {low} to {high}), calibration error {figures.percent(error)}.",
         "",
+        *(_unknown_lines(facts.unknown) if facts.unknown else []),
         *(_comparison_lines(facts.comparison) if facts.comparison else []),
         "| label | images | precision | recall | F1 |",
         "|---|---:|---:|---:|---:|",
@@ -157,6 +162,17 @@ def _comparison_lines(comparison: Comparison) -> list[str]:
         f"same images: {figures.points(difference)} points (95 % interval {low} to {high}), "
         f"{len(comparison.fixed)} fixed, {len(comparison.broken)} newly broken, "
         f"is it worse: {figures.p_value(comparison.p_value)}.",
+        "",
+    ]
+
+
+def _unknown_lines(unknown: Rejection) -> list[str]:
+    chosen = unknown.threshold
+    low, high = (figures.percent(bound) for bound in chosen.false_accept_ci95)
+    return [
+        f"Unknown below a score of {figures.percent(chosen.value)}: of images of labels left out "
+        f"{figures.percent(chosen.false_accept_rate)} pass (95 % interval {low} to {high}), of the "
+        f"test images {figures.percent(unknown.false_reject_rate)} do not.",
         "",
     ]
 

@@ -33,6 +33,7 @@ from job.storage import Readable, Store, check_writable
 from job.stream import Decode, Skipped
 from job.trainable import Trainable, load_trainable
 from job.traits import TRAITS_VERSION
+from job.unknown import Threshold, check_rate
 from job.workers import share, wait_for_others, worker_index
 
 
@@ -78,6 +79,8 @@ def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
         check_memory(memory_limit())
         found = open_data(config)
         index = index_of(config, found)
+        if config.unknown_rate is not None:
+            check_rate(config.unknown_rate, len(index.labels), index.count(Split.VALIDATION))
         models = open_place(config, config.models).child(config.name)
         check_writable(models)
         if config.cache_uri and config.cache:  # the default is a part of the same store
@@ -146,12 +149,18 @@ def open_trainable(config: RunConfig, found: Resolved, kept: Path) -> Trainable 
 
 
 def as_classifier(
-    config: RunConfig, backbone: Backbone, head: Head, labels: tuple[str, ...]
+    config: RunConfig,
+    backbone: Backbone,
+    head: Head,
+    labels: tuple[str, ...],
+    unknown: Threshold | None = None,
 ) -> Classifier:
     """Give what is exported of a backbone and a head: it decodes as the configuration says."""
     return Classifier(
-        backbone, head, labels, exact=config.exact_decode, max_pixels=config.max_pixels
-    )
+        backbone, head, labels,
+        exact=config.exact_decode, max_pixels=config.max_pixels,
+        unknown=None if unknown is None else unknown.value,
+    )  # fmt: skip
 
 
 def embed_images(

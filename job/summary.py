@@ -113,11 +113,13 @@ def report_table(title: str, report: Report) -> RenderableType:
 
 
 def prediction_table(predictions: Iterable[Prediction], top: int) -> RenderableType:
-    """Give one row an image, its best labels with their scores."""
+    """Give one row an image, its best labels with their scores; `unknown` before those of none."""
     table = Table("image", *(f"#{rank + 1}" for rank in range(top)))
     for item in predictions:
         best = zip(item.labels[:top], item.scores, strict=False)
         cells = [Text(f"{label} {score:.3f}") for label, score in best]
+        if item.unknown:
+            cells[0] = Text("unknown, ", style="yellow") + cells[0]
         table.add_row(Text(item.image), *(cells or [Text(item.error, style="red")]))
     return table
 

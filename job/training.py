@@ -25,6 +25,7 @@ from job.sgd import SgdOptions
 from job.stages import Source, embed_images, open_cache
 from job.stream import require_all
 from job.task import Solved, Task, distortion_of
+from job.unknown import Threshold, check_rate, choose, choose_threshold
 from job.views import embed_views
 from job.watch import Watch
 
@@ -35,8 +36,8 @@ class Trained:
 
     `backbone` is the one that the head goes with, `test` the test images as it embeds them.
     `divided` has the embeddings that the fit began with, `inputs` is the digest of what they are
-    of. `checkpoints` have the fit's state until the
-    model is published.
+    of. `checkpoints` have the fit's state until the model is published. `unknown` is below which
+    best score an image is of no label; None: it never is.
     """
 
     fit: Fit
@@ -47,6 +48,7 @@ class Trained:
     divided: Divided
     inputs: str
     checkpoints: Checkpoints
+    unknown: Threshold | None = None
 
     @property
     def embeddings(self) -> Embeddings:
@@ -57,12 +59,13 @@ class Trained:
 def train(
     config: RunConfig, source: Source, divided: Divided, progress: Progress, result: Result
 ) -> Trained:
-    """Fit the head, and on the validation images its temperature."""
-    embeddings = divided.embeddings
-    training = training_side(config, source, embeddings, progress, result)
+    """Fit the head, and on the validation images its temperature and what is unknown to it."""
+    embeddings, plan, backbone = divided.embeddings, source.plan, source.backbone
+    labels = embeddings.index.labels
     validation = embeddings.side(Split.VALIDATION)
-    labels, backbone = embeddings.index.labels, source.backbone
-    plan = source.plan
+    if config.unknown_rate is not None:
+        check_rate(config.unknown_rate, len(labels), len(validation[1]))
+    training = training_side(config, source, embeddings, progress, result)
     digest = inputs_digest(config, plan.index, embeddings.checksums, backbone.digest)
     state = f"{digest}/{split_digest(embeddings.index)}"
     checkpoints = Checkpoints(plan.models, state, config.checkpoint_interval)
@@ -77,7 +80,34 @@ def train(
         temperature = fit_temperature(fit.head.logits(validation[0]), validation[1])
         head = fit.head.tempered(temperature)
         watch.conclude(fit, solved.backbone, head, validation)
-    return Trained(fit, head, temperature, solved.backbone, test, divided, digest, checkpoints)
+        unknown = find_unknown(config, task, fit, temperature, progress)
+    return Trained(
+        fit, head, temperature, solved.backbone, test, divided, digest, checkpoints, unknown
+    )
+
+
+def find_unknown(
+    config: RunConfig, task: Task, fit: Fit, temperature: float, progress: Progress
+) -> Threshold | None:
+    """Choose what is unknown to a head, where that is asked for; as `choose_threshold` raises."""
+    if config.unknown_rate is None:
+        return None
+    train, validation, classes = task.train, task.validation, task.classes
+    with progress.phase("unknown"):
+        if config.solver == "sgd":
+
+            def refit(train: Pair, validation: Pair, classes: int) -> Head:
+                return sgd.fit(train, validation, classes, sgd_options(config)).head
+
+            tempered = fit.head.tempered(temperature)
+            return choose(refit, train, validation, classes, tempered, config.unknown_rate)
+        return choose_threshold(
+            train, validation, classes, fit.head,
+            rate=config.unknown_rate,
+            l2=fit.l2,
+            balanced=config.class_weights == "balanced",
+            temperature=temperature,
+        )  # fmt: skip
 
 
 def scored_sides(
@@ -133,8 +163,17 @@ def solve_lbfgs(task: Task) -> Solved:
 
 def solve_sgd(task: Task) -> Solved:
     """Take retrain.py's steps."""
-    config = task.config
-    options = SgdOptions(
+    config, backbone = task.config, task.source.backbone
+    found = sgd.fit(
+        task.train, task.validation, task.classes, sgd_options(config), session=task.session,
+        watch=lambda step, head: task.watch.reached(step, head, lambda: backbone, config.steps),
+    )  # fmt: skip
+    return Solved(found, backbone)
+
+
+def sgd_options(config: RunConfig) -> SgdOptions:
+    """Give the settings of sgd that a configuration asks for."""
+    return SgdOptions(
         steps=config.steps,
         learning_rate=config.learning_rate or SgdOptions().learning_rate,
         momentum=config.momentum,
@@ -145,12 +184,6 @@ def solve_sgd(task: Task) -> Solved:
         l2=config.l2 or 0.0,
         balanced=config.class_weights == "balanced",
     )
-    backbone = task.source.backbone
-    found = sgd.fit(
-        task.train, task.validation, task.classes, options, session=task.session,
-        watch=lambda step, head: task.watch.reached(step, head, lambda: backbone, config.steps),
-    )  # fmt: skip
-    return Solved(found, backbone)
 
 
 def solve_finetune(task: Task) -> Solved:

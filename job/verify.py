@@ -110,6 +110,7 @@ def find_problems(folder: Path) -> list[str]:
                     predictions,
                     float(golden["tolerance"]),
                     golden.get("tflite_tolerance", {}),
+                    manifest["unknown"]["value"] if "unknown" in manifest else None,
                 )
                 problems += _answer_problems(folder, expected, requests)
     return problems

@@ -95,7 +95,7 @@ def test_a_browser_shows_all_of_it(look: Look, sample: Sample, width: int, dark:
         assert text in found["text"]
     smallest = page.smallest(material)[0]
     assert f"{smallest.image.name}" in found["text"]
-    assert "--exclude-from" in found["text"]
+    assert "--exclude @findings.csv" in found["text"]
 
 
 def test_hostile_names_are_text(look: Look, hostile: Sample) -> None:

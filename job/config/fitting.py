@@ -130,6 +130,11 @@ class FitOptions(ReadOptions):
         "images.",
         low=1, high=65536, special="auto",
     )  # fmt: skip
+    unknown_rate: float | None = option(
+        "Share of images of labels the model does not know that may pass as known; serve_bytes "
+        "then says which are unknown. Not given: off.",
+        low=1e-4, high=0.5,
+    )  # fmt: skip
     formats: str = option(
         "What is exported beside the SavedModel and the frozen graph, with commas between: "
         "tflite-float16, tflite-dynamic, tflite-int8.",
@@ -158,6 +163,8 @@ class FitOptions(ReadOptions):
     def decisions(self) -> dict[str, Any]:
         """Give the options that decide what is trained and published, by name."""
         names = ("solver", *DECIDING[self.solver])
+        if self.unknown_rate is not None:  # versions of before there was one are still the same
+            names += ("unknown_rate",)
         return {name: getattr(self, name) for name in names} | {"formats": self.tflite}
 
     def check_fit(self) -> None:
@@ -171,6 +178,7 @@ class FitOptions(ReadOptions):
                     f"{flag(spec.name)} means nothing to --solver {self.solver}",
                     hint=f"it is for {' and '.join(users)}: leave it out, or give that --solver",
                 )
+        self._check_unknown()
         for name in filter(None, (part.strip() for part in self.formats.split(","))):
             if name not in (*TFLITE, "saved_model", "frozen_graph"):
                 raise ConfigError(
@@ -188,4 +196,13 @@ class FitOptions(ReadOptions):
             raise ConfigError(
                 f"--views {self.views} without a distortion would be {self.views} copies",
                 hint=f"give one or more of {', '.join(map(flag, DISTORTIONS))}, or no --views",
+            )
+
+    def _check_unknown(self) -> None:
+        """Raise ConfigError where no label can be left out as if the model did not know it."""
+        if self.unknown_rate is not None and self.solver == FINETUNE:
+            raise ConfigError(
+                f"--unknown-rate with --solver {FINETUNE}: the backbone it tunes has seen every "
+                "label, so that none can be left out to see how one that is unknown would score",
+                hint=f"leave --unknown-rate out, or give --solver {LBFGS} or {SGD}",
             )
