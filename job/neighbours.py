@@ -5,22 +5,25 @@ Free of TensorFlow, which takes seconds to import; faiss is imported when it is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 # Up to so many rows every pair is compared: 2 s on one core for 1,280 features.
 EXACT_ROWS = 8192
 
-# Rows that are worked on at once: with 10 neighbours each, 60 MB of 1,280 features.
-BLOCK = 1024
+# Rows that a thread works on at once: with 20 neighbours each, three times 28 MB of 1,280 features.
+BLOCK = 256
 
 # Beyond, rows are searched by their principal axes, so many of them, found from so many rows.
 AXES = 128
 SAMPLE = 16_384
 
-# An inverted file of n rows has 4 sqrt(n) lists, learnt from so many rows each, and a search goes
-# through so many of them.
+# An inverted file of n rows has at most 4 sqrt(n) lists, learnt from so many rows each, and a
+# search goes through so many of them.
 ROWS_A_LIST = 40
 PROBES = 24
 
@@ -38,8 +41,9 @@ def nearest(features: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
     Up to `EXACT_ROWS` rows the answer is exact. Beyond, candidates come from an inverted file over
     principal axes, which misses some, and their similarities are computed from the rows themselves.
-    The same features give the same answer on one machine: every seed is fixed. Another processor,
-    number of cores or version of the libraries may round otherwise, and so find other candidates.
+    The same features give the same answer on one machine, whatever the number of threads: seeds are
+    fixed, and no sum depends on how work is shared out. Another processor or version of the
+    libraries may round otherwise, and so find other candidates.
 
     `features` may be a view or a memory map: they are read in blocks, and above `EXACT_ROWS`
     memory grows by 0.6 KiB a row.
@@ -48,14 +52,28 @@ def nearest(features: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     k = min(k, n - 1)
     if k < 1:
         return np.empty((n, 0), np.int64), np.empty((n, 0), np.float32)
-    rows = _Rows(features)
-    search = _inverted_file(rows) if n > EXACT_ROWS else _flat(rows)
     indices = np.empty((n, k), np.int64)
     similarities = np.empty((n, k), np.float32)
-    for block in rows.blocks():
+
+    def fill(block: slice) -> None:
         found = search(rows.units(block), k + 1)
         indices[block], similarities[block] = _ranked(rows, block, found)
+
+    # One BLAS and one OpenMP thread for each of ours, for the reasons given in `job.lbfgs`.
+    with threadpool_limits(1), _pool() as pool:
+        rows = _Rows(features)
+        search = _inverted_file(rows) if n > EXACT_ROWS else _flat(rows)
+        for _ in pool.map(fill, rows.blocks()):
+            pass
     return indices, similarities
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Give a thread for each core; OpenMP's number of threads is one of each thread that asks."""
+    import faiss
+
+    cores = len(os.sched_getaffinity(0))
+    return ThreadPoolExecutor(cores, "nearest", faiss.omp_set_num_threads, (1,))
 
 
 class _Rows:
@@ -82,9 +100,11 @@ class _Rows:
         centred /= np.maximum(length, np.finfo(np.float32).tiny)
         return centred
 
-    def spread(self, count: int) -> np.ndarray:
-        """Give about `count` rows from all over, float32."""
-        return self.units(slice(None, None, max(1, len(self) // count)))
+    def spread(self, count: int) -> Iterator[np.ndarray]:
+        """Give at least `count` rows from all over, or all of them, in blocks."""
+        step = max(1, len(self) // count)
+        for start in range(0, len(self), BLOCK * step):
+            yield self.units(slice(start, start + BLOCK * step, step))
 
 
 Search = Callable[[np.ndarray, int], np.ndarray]
@@ -104,14 +124,14 @@ def _inverted_file(rows: _Rows) -> Search:
     """Give the function from units to nearby rows' indices, by comparing with rows around them."""
     import faiss
 
-    sample = rows.spread(SAMPLE)
-    _, axes = np.linalg.eigh(sample.T @ sample)
+    _, axes = np.linalg.eigh(sum(units.T @ units for units in rows.spread(SAMPLE)))
     axes = axes[:, -AXES:]
-    lists = round(4 * len(rows) ** 0.5)
+    lists = min(round(4 * len(rows) ** 0.5), len(rows) // ROWS_A_LIST)
     coarse = faiss.IndexFlatIP(axes.shape[1])
     index = faiss.IndexIVFFlat(coarse, axes.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
     index.nprobe = PROBES
-    index.train(rows.spread(lists * ROWS_A_LIST) @ axes)
+    sample = [units @ axes for units in rows.spread(lists * ROWS_A_LIST)]
+    index.train(np.concatenate(sample))
     for block in rows.blocks():
         index.add(rows.units(block) @ axes)
     return lambda queries, k: index.search(queries @ axes, k)[1]
