@@ -86,8 +86,7 @@ def write_manifest(
     """
     _write_examples(folder / "examples.csv", divided.embeddings)
     write_ledger(folder, divided.ledger)
-    examples = sha256(folder / "examples.csv")
-    origin = _inputs(config, divided.embeddings, backbone, result, examples)
+    origin = _inputs(config, divided.embeddings, backbone, result, sha256(folder / "examples.csv"))
     manifest = {
         "regraft": job.__version__,
         "inputs": {"digest": inputs, **origin},
