@@ -137,7 +137,7 @@ def test_fine_tuning_goes_on_where_it_was_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", stop)
         assert job.run(*flags, "--force")[0] == 143
-    assert len(list((job.models / ".checkpoints").glob("*/finetune"))) == 1
+    assert len(list((job.models / ".checkpoints").glob("*/*/finetune"))) == 1
     steps.clear()
     monkeypatch.setattr(Checkpoints, "save", lambda self, stage, state: steps.append(stage))
     code, again = job.run(*flags, "--force")
