@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from job.dataset import Example, Split
+from job.errors import ConfigError
 from job.split import PRECEDENCE, Sides
 from job.storage import Store
 
@@ -98,24 +99,34 @@ def make_ledger(lines: Iterable[Line]) -> Ledger:
 
 
 def read_ledger(models: Store, version: int | None) -> Ledger:
-    """Read the ledger beside a version; an empty one where there is none, or no version."""
+    """Read the ledger beside a version; an empty one where there is none, or no version.
+
+    Raises ConfigError for one that is damaged: without it images would change sides.
+    """
     for name in (LEDGER, EXAMPLES) if version else ():
         try:
-            text = models.read(f"{version}/{name}").decode()
+            return parse_ledger(models.read(f"{version}/{name}"))
         except FileNotFoundError:
             continue
-        return parse_ledger(text)
+        except ValueError as error:
+            raise ConfigError(
+                f"{models.uri}/{version}/{name} cannot be read: {error}",
+                hint="put back the file that was published, or pass --resplit to assign every "
+                "image anew",
+            ) from error
     return Ledger()
 
 
-def parse_ledger(text: str) -> Ledger:
-    """Read a ledger; rows that are none are passed over."""
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    return make_ledger(
-        Line(row["sha256"], SIDES[row["split"]], row["name"], "", row.get("note") or "")
-        for row in rows
-        if row.get("split") in SIDES and row.get("sha256") and row.get("name") is not None
-    )
+def parse_ledger(contents: bytes) -> Ledger:
+    """Read a ledger; raises ValueError for what is none."""
+    rows = csv.DictReader(io.StringIO(contents.decode(), newline=""), strict=True)
+    try:
+        return make_ledger(
+            Line(row["sha256"], SIDES[row["split"]], row["name"], "", row.get("note") or "")
+            for row in rows
+        )
+    except (csv.Error, LookupError) as error:
+        raise ValueError(f"line {rows.line_num}: {type(error).__name__}: {error}") from error
 
 
 def write_ledger(folder: Path, ledger: Ledger) -> None:

@@ -121,15 +121,14 @@ def load_model(uri: str) -> Model:
                 name: loaded.signatures[name] for name in ("serving_default", "serve_bytes")
             }
             tables = [folder / name for name in (LEDGER, EXAMPLES)]
-            table = next((path.read_bytes().decode() for path in tables if path.exists()), "")
+            table = next((path.read_bytes() for path in tables if path.exists()), b"")
+            ledger = parse_ledger(table)
         except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
             raise ConfigError(
                 f"{place} is no whole version: {error}",
                 hint="give --model a folder that Regraft published",
             ) from error
-    return Model(
-        place, labels, manifest, exact, max_pixels, signatures, loaded, parse_ledger(table)
-    )
+    return Model(place, labels, manifest, exact, max_pixels, signatures, loaded, ledger)
 
 
 def read_head(version: Store) -> Head:

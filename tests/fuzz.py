@@ -114,6 +114,51 @@ def channels_seeds(_: Path) -> list[bytes]:
     return [b'{"stable": 3, "previous": 2}', b'{"a": Infinity}', b"[" * 2000, b'{"a": 1e999}']
 
 
+def imports(_: Path) -> Run:
+    """`importfile.parse_import`, in both formats."""
+    with instrumented():
+        from job.errors import DataError
+        from job.importfile import parse_import
+
+    def run(data: bytes) -> None:
+        for uri in ("gs://b/x.csv", "gs://b/x.jsonl"):
+            with contextlib.suppress(DataError):
+                parse_import(uri, data)
+
+    return run
+
+
+def imports_seeds(_: Path) -> list[bytes]:
+    """Give good rows of both formats."""
+    row = b'{"imageGcsUri":"a","classificationAnnotations":[{"displayName":"b"}]}\n'
+    return [b"training,gs://b/1.jpg,cat\n", b'"a ""b"".jpg",cat,dog\n\n', row * 2, b"[" * 2000]
+
+
+def tables(_: Path) -> Run:
+    """`ledger.parse_ledger` and `doctor.listing.read_exclusions`."""
+    with instrumented():
+        from job.doctor.listing import read_exclusions
+        from job.errors import ConfigError
+        from job.ledger import parse_ledger
+
+    def run(data: bytes) -> None:
+        with contextlib.suppress(ValueError):
+            parse_ledger(data)
+        with contextlib.suppress(ConfigError):
+            read_exclusions(data.decode("utf-8", "surrogateescape"))
+
+    return run
+
+
+def tables_seeds(_: Path) -> list[bytes]:
+    """Give a ledger, a listing and a list of names."""
+    return [
+        b"sha256,split,group,name,note\r\nd1,test,,a.jpg,\r\n",
+        b"name,finding,label,suggested,score,with\r\n'=a,copy,cat,,,b\r\n",
+        b"cat/1.jpg\ncat/\\udcff.jpg\n",
+    ]
+
+
 def manifest(folder: Path) -> Run:
     """`seal.file_problems`, which raises nothing."""
     with instrumented():
@@ -290,6 +335,8 @@ TARGETS = {
     "index": Target(index, index_seeds, kept=4),
     "channels": Target(channels, channels_seeds),
     "manifest": Target(manifest, manifest_seeds),
+    "imports": Target(imports, imports_seeds),
+    "tables": Target(tables, tables_seeds),
     "archive": Target(archive, archive_seeds, kept=10),
     "weights": Target(weights, weights_seeds, kept=40),
     "module": Target(module, module_seeds),

@@ -17,6 +17,7 @@ from modules import write_pooling
 
 from job.cli import main
 from job.divide import move_rows
+from job.errors import ConfigError
 from job.ledger import GONE, LEFT_OUT, read_ledger
 from job.storage import LocalStore
 
@@ -183,12 +184,15 @@ def test_an_import_file_decides_the_split_it_names(story: Story) -> None:
     assert "--resplit" in error["hint"]
 
 
-def test_a_ledger_that_is_none_is_no_ledger(tmp_path: Path) -> None:
-    """Bad rows are passed over; a version from before there was a ledger has its examples."""
+def test_a_damaged_ledger_is_an_error(tmp_path: Path) -> None:
+    """Without it images would change sides; a version from before there was one has examples."""
     store = LocalStore(tmp_path)
     assert read_ledger(store, None).lines == ()
     assert read_ledger(store, 5).lines == ()
     store.write("5/examples.csv", b"name,label,split,sha256\r\na.jpg,cat,test,d1\r\n")
     assert [line.name for line in read_ledger(store, 5).lines] == ["a.jpg"]
-    store.write("5/ledger.csv", b"sha256,split,name\r\nd2,nonsense,x\r\n,test,y\r\nd3,train,z\r\n")
-    assert [line.name for line in read_ledger(store, 5).lines] == ["z"]
+    for rows in (b"d2,nonsense,x\r\n", b'd2,test,"x\r\n', b"\xff", b"d2\r\n"):
+        store.write("5/ledger.csv", b"sha256,split,name\r\n" + rows)
+        with pytest.raises(ConfigError, match=r"5/ledger\.csv cannot be read") as caught:
+            read_ledger(store, 5)
+        assert "--resplit" in caught.value.hint

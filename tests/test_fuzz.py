@@ -15,8 +15,8 @@ FUZZ = ROOT / "tests" / "fuzz.py"
 
 # So many mutations of each, in a few seconds.
 RUNS = {
-    "index": 1000, "channels": 1000, "manifest": 1000, "archive": 300, "weights": 300,
-    "module": 500, "options": 1000, "images": 200,
+    "index": 1000, "channels": 1000, "manifest": 1000, "imports": 3000, "tables": 3000,
+    "archive": 300, "weights": 300, "module": 500, "options": 1000, "images": 200,
 }  # fmt: skip
 
 

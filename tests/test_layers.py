@@ -213,7 +213,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "index": {"dataset", "errors", "labels", "sources", "split"},
     "sources": {"config", "dataset", "errors", "importfile", "labels", "storage"},
     "importfile": {"config", "dataset", "documents", "errors"},
-    "ledger": {"dataset", "split", "storage"},
+    "ledger": {"dataset", "errors", "split", "storage"},
     "split": {"dataset", "errors", "labels", "near"},
     "labels": {"config", "errors"},
     "dataset": {"storage"},
