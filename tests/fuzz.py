@@ -287,7 +287,7 @@ def options(folder: Path) -> Run:
         path = folder / "options.yaml"
         path.write_bytes(data)
         with contextlib.suppress(ConfigError):
-            read_options(path, {"data", "l2"})
+            read_options(path, {"data", "l2"}, {"data"})
 
     return run
 
