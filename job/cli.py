@@ -105,9 +105,7 @@ def predict(log_format: str, model: str, top: int, images: tuple[Path, ...]) -> 
     if style == "text":
         print_table(summary.prediction_table(answers, min(top, len(loaded.labels))))
     for answer in answers if style == "json" else []:
-        best = dict(zip(answer.labels[:top], answer.scores, strict=False))
-        said = {"error": answer.error} if answer.error else {"label": answer.labels[0]}
-        click.echo(json.dumps({"image": answer.image, **said, "scores": best}))
+        click.echo(json.dumps(answer.as_json(top)))
     if unread := [answer for answer in answers if answer.error]:
         raise DataError(
             f"{len(unread)} of {len(answers)} images could not be read, the first being "

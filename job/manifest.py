@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from job.config import RunConfig
 from job.distort import DISTORTION_VERSION
 from job.embed import Embeddings
 from job.images import PREPROCESSING_VERSION
+from job.labelling import Thresholds
 from job.result import Result
 from job.seal import canonical, describe_files, seal, sha256
 
@@ -62,16 +63,18 @@ def write_manifest(
     *,
     features: str,
     temperature: float,
+    thresholds: Thresholds,
     golden: dict[str, Any],
 ) -> None:
     """Write both files into a bundle, after everything else: the manifest lists every file.
 
-    `examples.csv` has a row an image: name, label, split and SHA-256. The manifest holds the
+    `examples.csv` has a row an image: name, label, split and SHA-256; where an image has any number
+    of labels, `labels` is a JSON array of them. The manifest holds the
     digest of that file, so the two together pin every input. `backbone` is the backbone's digest,
     `features` that of the one inside, which fine-tuning changes; `golden` is what the trained model
-    answered to the images in the warm-up records.
+    answered to the images in the warm-up records. `thresholds` are in the order of the labels.
     """
-    _write_examples(folder / "examples.csv", embeddings)
+    _write_examples(folder / "examples.csv", embeddings, config.task)
     manifest = {
         "regraft": job.__version__,
         "inputs": _inputs(config, embeddings, backbone, result, sha256(folder / "examples.csv")),
@@ -81,6 +84,7 @@ def write_manifest(
         "labels": list(embeddings.index.labels),
         "metrics": result.metrics,
         "temperature": temperature,
+        **({} if thresholds is None else {"thresholds": thresholds.tolist()}),
         "golden": golden,
         "files": describe_files(folder),
     }
@@ -112,12 +116,21 @@ def packages() -> dict[str, str]:
     return {"python": platform.python_version(), **versions}
 
 
-def _write_examples(path: Path, embeddings: Embeddings) -> None:
+# The column of an image's labels by task, and what it holds of their names.
+LABEL_COLUMNS: dict[str, tuple[str, Callable[[list[str]], str]]] = {
+    "single": ("label", lambda names: names[0]),
+    "multilabel": ("labels", lambda names: json.dumps(names, ensure_ascii=False)),
+}
+
+
+def _write_examples(path: Path, embeddings: Embeddings, task: str) -> None:
+    column, write = LABEL_COLUMNS[task]
     labels = embeddings.index.labels
     # Names are bytes to an object store; one that is no Unicode is shown escaped, not lost.
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         # RFC 4180's line ends, because Python quotes only those that it writes itself.
         rows = csv.writer(file, lineterminator="\r\n")
-        rows.writerow(["name", "label", "split", "sha256"])
+        rows.writerow(["name", column, "split", "sha256"])
         for example, digest in zip(embeddings.index.examples, embeddings.digests, strict=True):
-            rows.writerow([example.name, labels[example.class_index], example.split, digest])
+            names = [labels[i] for i in example.targets]
+            rows.writerow([example.name, write(names), example.split, digest])

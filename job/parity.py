@@ -22,6 +22,7 @@ class Expected:
     Row i of `pixels`, float32 `[n,h,w,3]` in [0,1], and of `predictions`, float32 `[n,c]`, belongs
     to the image `names[i]`, whose file is `contents[i]`. `labels[j]` names class index j. The
     tolerances are of a probability; `tflite_tolerance` is that of each TFLite file, by its name.
+    `thresholds`, float32 `[c]`, say which labels are selected; None: none are.
     """
 
     labels: tuple[str, ...]
@@ -31,6 +32,7 @@ class Expected:
     predictions: np.ndarray
     tolerance: float
     tflite_tolerance: dict[str, float]
+    thresholds: np.ndarray | None = None
 
 
 def image_problems(signatures: Any, expected: Expected) -> Iterator[str]:
@@ -61,6 +63,7 @@ def bytes_problems(signatures: Any, expected: Expected) -> Iterator[str]:
         door = f"saved_model.pb: serve_bytes at batch size {size}"
         yield from _parity(door, answer["prediction"], expected, expected.tolerance)
         yield from _ranking_problems(door, answer, expected)
+        yield from _selection_problems(door, answer, expected)
 
 
 def frozen_problems(path: Path, expected: Expected) -> Iterator[str]:
@@ -133,3 +136,16 @@ def _ranking_problems(
         if (np.diff(scores) > 0).any() or not np.array_equal(scores, own):
             yield f"{door} gives the scores {scores} for {list(names)}, expected {own}, falling"
             return
+
+
+def _selection_problems(
+    door: str, answer: dict[str, np.ndarray], expected: Expected
+) -> Iterator[str]:
+    """Check that `selected` is where the scores reach the thresholds, and only there if at all."""
+    found = answer.get("selected")
+    if expected.thresholds is None:
+        if found is not None:
+            yield f"{door} selects labels, expected no thresholds"
+    elif found is None or not np.array_equal(found, answer["prediction"] >= expected.thresholds):
+        limits = expected.thresholds.tolist()
+        yield f"{door} selects {found}, expected the scores that are at least {limits}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from job.calibrate import Bin, calibration_error, reliability
+from job.calibrate import Bin, bins_error
 from job.evaluate import wilson
 from job.figures import Matrix, matrix, shortened
 
@@ -70,21 +70,17 @@ def _write_counts(axes: Axes, cut: Matrix, size: float) -> None:
 
 
 def plot_reliability(
-    path: Path, before: np.ndarray, after: np.ndarray, classes: np.ndarray, temperature: float
+    path: Path, before: tuple[Bin, ...], after: tuple[Bin, ...], temperature: float
 ) -> None:
-    """Write accuracy against confidence before and after temperature scaling.
-
-    `before` and `after` are probabilities float `[n,c]`, `classes` int `[n]`.
-    """
+    """Write accuracy against confidence before and after temperature scaling."""
     figure = _figure(9.0, 5.6)
     titles = ("before temperature scaling", f"after, with T = {temperature:.2f}")
     grid = figure.add_gridspec(
         2, 2, height_ratios=(4, 1), hspace=0.08, wspace=0.2, top=0.9, bottom=0.18,
         left=0.09, right=0.98,
     )  # fmt: skip
-    for column, (title, scores) in enumerate(zip(titles, (before, after), strict=True)):
-        bins = reliability(scores, classes)
-        error = calibration_error(scores, classes)
+    for column, (title, bins) in enumerate(zip(titles, (before, after), strict=True)):
+        error = bins_error(bins)
         axes = figure.add_subplot(grid[0, column])
         axes.set_title(f"{title}\ncalibration error {100 * error:.1f} %", fontsize=11)
         _draw_reliability(axes, bins)

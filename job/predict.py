@@ -14,10 +14,11 @@ import tensorflow as tf
 from job.dataset import Example, Split, label_line, scan, splitter
 from job.documents import parse_object
 from job.errors import ConfigError, DataError, brief
-from job.evaluate import Report, evaluate
+from job.evaluate import Report
 from job.formats import MAX_PIXELS
 from job.head import Head
 from job.images import UnreadableImage, loader
+from job.labelling import TASKS, Thresholds
 from job.publish import in_service, read_channels, read_listing
 from job.storage import LocalStore, Store, download, open_store
 from job.stream import Skipped, load_batches
@@ -47,6 +48,12 @@ class Model:
         (spec,) = self.signatures["serving_default"].structured_input_signature[1].values()
         return int(spec.shape[1]), int(spec.shape[2])
 
+    @property
+    def task(self) -> str:
+        """Give what it was trained for, a key of `labelling.TASKS`."""
+        # A version of before there was a choice does not name it.
+        return str(self.manifest["configuration"].get("task", "single"))
+
     def loader(self) -> Callable[[bytes], np.ndarray]:
         """Give what decodes an image file as in training, see `images.loader`."""
         return loader(self.image_size, exact=self.exact, max_pixels=self.max_pixels)
@@ -54,12 +61,27 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of one image: labels and scores, the best first, or why it says nothing."""
+    """What a model says of one image: labels and scores, the best first, or why it says nothing.
+
+    `selected` are the labels that reach their thresholds; None where an image has one label.
+    """
 
     image: str
     labels: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
     error: str = ""
+    selected: tuple[str, ...] | None = None
+
+    def as_json(self, top: int) -> dict[str, object]:
+        """Give the answer as `predict` prints it, with the scores of the `top` best labels."""
+        said: dict[str, object] = {"image": self.image}
+        if self.error:
+            said["error"] = self.error
+        elif self.selected is None:
+            said["label"] = self.labels[0]
+        else:
+            said["labels"] = self.selected
+        return said | {"scores": dict(zip(self.labels[:top], self.scores, strict=False))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +126,12 @@ def load_model(uri: str) -> Model:
                 hint="give --model a folder that Regraft published",
             ) from error
     return Model(place, labels, manifest, exact, max_pixels, signatures, loaded)
+
+
+def thresholds_of(manifest: dict[str, Any]) -> Thresholds:
+    """Give the thresholds in a version's manifest, float32 `[c]`; None where it has none."""
+    found = manifest.get("thresholds")
+    return None if found is None else np.array(found, np.float32)
 
 
 def read_head(version: Store) -> Head:
@@ -159,7 +187,12 @@ def predict(model: Model, images: list[Path]) -> Iterator[Prediction]:
             continue
         answer = model.signatures["serve_bytes"](image_bytes=tf.constant([contents]))
         labels = tuple(name.decode() for name in answer["classes"].numpy()[0])
-        yield Prediction(str(path), labels, tuple(map(float, answer["scores"].numpy()[0])))
+        scores = tuple(map(float, answer["scores"].numpy()[0]))
+        selected = None
+        if "selected" in answer:
+            chosen = {model.labels[i] for i in np.flatnonzero(answer["selected"].numpy()[0])}
+            selected = tuple(label for label in labels if label in chosen)
+        yield Prediction(str(path), labels, scores, selected=selected)
 
 
 def evaluate_model(
@@ -175,15 +208,19 @@ def evaluate_model(
     `split` is a side of the split that the model was trained with (`test`: images of the training
     data that it has not seen), or `all`, for data that it was not trained on.
 
-    Raises DataError when a folder is no label of the model, or when no image is left.
+    Raises DataError when a folder is no label of the model, or when no image is left; ConfigError
+    for a model that gives an image any number of labels.
     """
     scored = score_images(
         model, data, _examples(model, data, split), threads=threads, advance=advance
     )
     if not scored.examples:
         raise DataError(f"{data.uri}: no image of the split {split!r} could be read")
-    classes = np.array([example.class_index for example in scored.examples])
-    return Evaluation(evaluate(scored.scores, classes, model.labels), scored.skipped)
+    labelling = TASKS[model.task]
+    targets = labelling.targets(scored.examples, len(model.labels))
+    thresholds = thresholds_of(model.manifest)
+    report = labelling.evaluate(scored.scores, targets, model.labels, thresholds)
+    return Evaluation(report, scored.skipped)
 
 
 def score_images(
@@ -216,6 +253,11 @@ def score_images(
 
 
 def _examples(model: Model, data: Store, split: str) -> tuple[Example, ...]:
+    if model.task != "single":
+        raise ConfigError(
+            f"{model.uri} gives an image any number of labels, and a folder stands for one",
+            hint="its report has its scores on the test images",
+        )
     class_of = {label: index for index, label in enumerate(model.labels)}
     folders = scan(data)
     if unknown := [folder for folder in folders if label_line(folder) not in class_of]:

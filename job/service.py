@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,10 +13,11 @@ from job.config import RunConfig
 from job.dataset import Example, Index
 from job.documents import parse_object
 from job.errors import ConfigError, PublishError
-from job.gate import Comparison, compare
+from job.gate import Comparison
 from job.images import PREPROCESSING_VERSION
+from job.labelling import TASKS, Thresholds
 from job.manifest import inputs_digest
-from job.predict import load_model, read_head, score_images
+from job.predict import load_model, read_head, score_images, thresholds_of
 from job.progress import log
 from job.publish import Listing, in_service, read_channels
 from job.storage import Store, crc32c
@@ -120,7 +121,8 @@ class Answered:
     """The test images, n of them, and a new model's answers to them.
 
     `features` are their embeddings, float32 `[n,d]`, of the backbone with the digest `backbone`;
-    `right`, bool `[n]`, is whether the new model takes each for what it is.
+    `right`, bool `[n]`, is whether the new model takes each for what it is; where images have any
+    number of labels it is bool `[n,c]`, whether it is right about each label.
     """
 
     examples: tuple[Example, ...]
@@ -130,11 +132,31 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class _Guesses:
-    """The labels that a version gives to some test images: `labels[i]` to row `rows[i]`."""
+class _Answers:
+    """What a version says of some test images: row i of `scores` is of test image `rows[i]`.
+
+    `scores` are float32 `[m,k]`, a column for each of its own `labels`, as are its `thresholds`.
+    """
 
     rows: list[int]
-    labels: list[str]
+    scores: np.ndarray
+    labels: tuple[str, ...]
+    thresholds: Thresholds
+
+    def arranged(self, labels: tuple[str, ...]) -> tuple[np.ndarray, Thresholds]:
+        """Give scores and thresholds in the order of other labels, its own others behind them.
+
+        A label that it does not know has a score that is below all others and any threshold.
+        """
+        names = [*labels, *(label for label in self.labels if label not in labels)]
+        known = [names.index(label) for label in self.labels]
+        scores = np.full((len(self.scores), len(names)), -np.inf, np.float32)
+        scores[:, known] = self.scores
+        if self.thresholds is None:
+            return scores, None
+        thresholds = np.zeros(len(names), np.float32)
+        thresholds[known] = self.thresholds
+        return scores, thresholds
 
 
 def compare_with_service(
@@ -154,24 +176,26 @@ def compare_with_service(
         return None
     try:
         version = models.child(str(serving.version))
-        guesses = _ask_head(config, version, tested) or _ask_model(config, version, data, tested)
+        answers = _ask_head(config, version, tested) or _ask_model(config, version, data, tested)
     except ConfigError as error:
         message = f"no comparison with version {serving.version}: {error.message}"
         log(message, level=logging.WARNING)
         return None
-    examples = [tested.examples[row] for row in guesses.rows]
-    truth = [labels[example.class_index] for example in examples]
-    return compare(
+    labelling = TASKS[config.task]
+    examples = [tested.examples[row] for row in answers.rows]
+    scores, thresholds = answers.arranged(labels)
+    targets = labelling.targets(examples, scores.shape[1])
+    return labelling.compare(
         serving.version,
         [example.name for example in examples],
         labels,
-        np.array([example.class_index for example in examples]),
-        np.array([a == b for a, b in zip(guesses.labels, truth, strict=True)], bool),
-        tested.right[guesses.rows],
+        targets,
+        labelling.choose(scores, thresholds) == targets,
+        tested.right[answers.rows],
     )
 
 
-def _ask_head(config: RunConfig, version: Store, tested: Answered) -> _Guesses | None:
+def _ask_head(config: RunConfig, version: Store, tested: Answered) -> _Answers | None:
     """Apply a version's head to the embeddings; None unless they are what its backbone gives."""
     try:
         manifest = parse_object(version.read("manifest.json"))
@@ -182,20 +206,24 @@ def _ask_head(config: RunConfig, version: Store, tested: Answered) -> _Guesses |
             and inputs["preprocessing"] == PREPROCESSING_VERSION
             and options["image_size"] == config.image_size
             and options["exact_decode"] == config.exact_decode
+            and options.get("task", "single") == config.task
         )
         if not same:
             return None
-        scores = read_head(version).logits(tested.features)
-        best = [names[index] for index in scores.argmax(axis=1)]
+        head = replace(read_head(version), activation=TASKS[config.task].activation)
+        scores = head.probabilities(tested.features)
+        thresholds = thresholds_of(manifest)
     except (ConfigError, FileNotFoundError, ValueError, LookupError, TypeError):
         return None  # what is wrong with it is told when the model is loaded
-    return _Guesses(list(range(len(best))), best)
+    return _Answers(list(range(len(scores))), scores, tuple(names), thresholds)
 
 
-def _ask_model(config: RunConfig, version: Store, data: Store, tested: Answered) -> _Guesses:
+def _ask_model(config: RunConfig, version: Store, data: Store, tested: Answered) -> _Answers:
     """Load a version and ask it; test images that cannot be read any more are left out."""
     model = load_model(version.uri)
+    if model.task != config.task:
+        raise ConfigError(f"it was trained with --task {model.task}, not {config.task}")
     scored = score_images(model, data, tested.examples, threads=config.fetch_threads)
     place = {example.name: row for row, example in enumerate(tested.examples)}
-    best = [model.labels[index] for index in scored.scores.argmax(axis=1)]
-    return _Guesses([place[example.name] for example in scored.examples], best)
+    rows = [place[example.name] for example in scored.examples]
+    return _Answers(rows, scored.scores, model.labels, thresholds_of(model.manifest))

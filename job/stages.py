@@ -17,6 +17,7 @@ from job.errors import DataError
 from job.export import Classifier
 from job.head import Head
 from job.images import PREPROCESSING_VERSION
+from job.labelling import Thresholds
 from job.memory import check_memory, memory_limit
 from job.progress import Progress, log
 from job.publish import next_version, read_listing
@@ -133,12 +134,17 @@ def open_trainable(config: RunConfig, found: Resolved, kept: Path) -> Trainable 
 
 
 def as_classifier(
-    config: RunConfig, backbone: Backbone, head: Head, labels: tuple[str, ...]
+    config: RunConfig,
+    backbone: Backbone,
+    head: Head,
+    labels: tuple[str, ...],
+    thresholds: Thresholds = None,
 ) -> Classifier:
     """Give what is exported of a backbone and a head: it decodes as the configuration says."""
     return Classifier(
-        backbone, head, labels, exact=config.exact_decode, max_pixels=config.max_pixels
-    )
+        backbone, head, labels,
+        exact=config.exact_decode, max_pixels=config.max_pixels, thresholds=thresholds,
+    )  # fmt: skip
 
 
 def embed_images(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+
 from job import lbfgs, sgd
 from job.backbone import Backbone
-from job.calibrate import fit_temperature
 from job.checkpoints import Checkpoints
 from job.config import RunConfig
 from job.dataset import Index, Split
@@ -16,8 +18,10 @@ from job.distort import view_loader, view_name
 from job.embed import Embeddings
 from job.fit import Fit, Pair, Session
 from job.head import Head
+from job.labelling import TASKS, Thresholds
 from job.manifest import inputs_digest
-from job.progress import Progress
+from job.multilabel import NO_EVIDENCE
+from job.progress import Progress, log
 from job.recipe import tuning_options
 from job.result import Result
 from job.sgd import SgdOptions
@@ -32,14 +36,15 @@ from job.watch import Watch
 class Trained:
     """What fit made: `head` is the one to export, its logits divided by the temperature.
 
-    `backbone` is the one that the head goes with, `test` the test images as it embeds them.
-    `embeddings` are those that the fit began with. `checkpoints` have the fit's state until the
-    model is published.
+    `backbone` is the one that the head goes with, `test` the test images as it embeds them, and
+    `thresholds` are for its scores. `embeddings` are those that the fit began with. `checkpoints`
+    have the fit's state until the model is published.
     """
 
     fit: Fit
     head: Head
     temperature: float
+    thresholds: Thresholds
     backbone: Backbone
     test: Pair
     embeddings: Embeddings
@@ -49,10 +54,14 @@ class Trained:
 def train(
     config: RunConfig, source: Source, embeddings: Embeddings, progress: Progress, result: Result
 ) -> Trained:
-    """Fit the head, and on the validation images its temperature."""
+    """Fit the head, and on the validation images its temperature and thresholds.
+
+    Raises DataError when the training images do not tell some label apart from the rest.
+    """
+    labelling, labels, backbone = TASKS[config.task], embeddings.index.labels, source.backbone
+    labelling.check(embeddings.side(Split.TRAIN, labelling.targets)[1], labels)
     training = training_side(config, source, embeddings, progress, result)
-    validation = embeddings.side(Split.VALIDATION)
-    labels, backbone = embeddings.index.labels, source.backbone
+    validation = embeddings.side(Split.VALIDATION, labelling.targets)
     digest = inputs_digest(config, labels, embeddings.checksums, backbone.digest)
     checkpoints = Checkpoints(source.plan.models, digest, config.checkpoint_interval)
     run = f"{config.name}-{digest[:12]}"
@@ -63,10 +72,26 @@ def train(
             solved = SOLVERS[config.solver](task)
         fit = solved.fit
         validation, test = scored_sides(config, source, embeddings, solved.backbone, progress)
-        temperature = fit_temperature(fit.head.logits(validation[0]), validation[1])
+        temperature = labelling.temperature(fit.head.logits(validation[0]), validation[1])
         head = fit.head.tempered(temperature)
-        watch.conclude(fit, solved.backbone, head, validation)
-    return Trained(fit, head, temperature, solved.backbone, test, embeddings, checkpoints)
+        thresholds = find_thresholds(config, head, validation, labels)
+        watch.conclude(fit, solved.backbone, head, validation, thresholds)
+    return Trained(
+        fit, head, temperature, thresholds, solved.backbone, test, embeddings, checkpoints
+    )
+
+
+def find_thresholds(
+    config: RunConfig, head: Head, validation: Pair, labels: tuple[str, ...]
+) -> Thresholds:
+    """Choose the thresholds of the task, if it has any; a label without evidence is logged."""
+    features, targets = validation
+    thresholds = TASKS[config.task].thresholds(head.probabilities(features), targets)
+    if thresholds is not None:
+        for label in (labels[i] for i in np.flatnonzero(~targets.any(axis=0))):
+            message = f"no validation image has {label!r}: its threshold is {NO_EVIDENCE:g}"
+            log(message, level=logging.WARNING, label=label)
+    return thresholds
 
 
 def scored_sides(
@@ -86,7 +111,8 @@ def scored_sides(
         tuned = replace(source, backbone=backbone, cache=None)
         embeddings = embed_images(config, tuned, others, progress, "embed again")
         require_all(embeddings.skipped)
-    return embeddings.side(Split.VALIDATION), embeddings.side(Split.TEST)
+    targets = TASKS[config.task].targets
+    return embeddings.side(Split.VALIDATION, targets), embeddings.side(Split.TEST, targets)
 
 
 def training_side(
@@ -104,7 +130,10 @@ def training_side(
         place = replace(source, cache=cache)
         return embed_images(config, place, index, progress, f"view {view}", opener)
 
-    return embed_views(embeddings, config.views, embed_view, scratch=source.scratch)
+    return embed_views(
+        embeddings, config.views, embed_view,
+        scratch=source.scratch, targets=TASKS[config.task].targets,
+    )  # fmt: skip
 
 
 def steps_of(config: RunConfig, images: int) -> int:
@@ -153,7 +182,7 @@ def solve_finetune(task: Task) -> Solved:
 def _optimum(task: Task) -> Fit:
     config, balanced = task.config, task.config.class_weights == "balanced"
     return lbfgs.fit(
-        task.train, task.validation, task.classes,
+        task.train, task.validation, task.classes, activation=TASKS[config.task].activation,
         l2=config.l2, balanced=balanced, session=task.session,
     )  # fmt: skip
 
