@@ -147,7 +147,7 @@ def judge(
     """
     reasons = list(_below_minimum(report, min_accuracy, min_recall_per_class))
     if comparison is not None:
-        reasons += _significantly_worse(comparison, alpha)
+        reasons += _significantly_worse(comparison, alpha, report.accuracy_words)
     return Verdict(not reasons, tuple(reasons))
 
 
@@ -177,12 +177,12 @@ def _below_minimum(
             )
 
 
-def _significantly_worse(comparison: Comparison, alpha: float) -> Iterator[str]:
+def _significantly_worse(comparison: Comparison, alpha: float, accuracy: str) -> Iterator[str]:
     than = f"than version {comparison.version}, which is in service"
     if comparison.p_value <= alpha:
         low, high = comparison.difference_ci95
         yield (
-            f"the accuracy is significantly worse {than}: {comparison.accuracy_after:.4f} after "
+            f"the {accuracy} is significantly worse {than}: {comparison.accuracy_after:.4f} after "
             f"{comparison.accuracy_before:.4f} on {comparison.n} test images (95 % interval of "
             f"the difference {low:+.4f} to {high:+.4f}), {len(comparison.broken)} newly wrong and "
             f"{len(comparison.fixed)} newly right, p = {comparison.p_value:.2g}, expected above "

@@ -1,0 +1,257 @@
+"""A model that gives an image any number of labels, from a manifest to what is published."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+from modules import write_pooling
+from scenes import LABELS, Ran, halves, run_scenes, write_scenes
+
+from job.cli import main
+from job.errors import GateRejected
+from job.images import loader
+from job.progress import LOGGER
+from job.seal import canonical, describe_files, seal
+from job.tflite import FORMATS, TFLiteModel
+from job.verify import find_problems
+
+Captured = pytest.CaptureFixture[str]
+
+# Fresh pictures, and the labels that are in them.
+PICTURES = {
+    ("cyan", "yellow"): ["cyan", "yellow"],
+    ("magenta", "magenta"): ["magenta"],
+    ("black", "cyan"): ["cyan"],
+    ("black", "black"): [],
+}
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pooling module."""
+    return write_pooling(tmp_path_factory.mktemp("module") / "pooling")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of two halves and their manifest; read only."""
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "data")
+
+
+@pytest.fixture(scope="module")
+def ran(manifest: Path, module: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """A published version, with everything that can be asked for; read only."""
+    folder = tmp_path_factory.mktemp("ran")
+    return run_scenes(
+        manifest, folder / "m", module, folder, formats=",".join(FORMATS), views=1,
+        flip_left_right=True, class_weights="balanced", summary_file=folder / "summary.md",
+        junit_file=folder / "junit.xml", min_accuracy=0.9, summaries=str(folder / "summaries"),
+    )  # fmt: skip
+
+
+def contents() -> tuple[list[bytes], np.ndarray]:
+    """Give the fresh pictures, and which of the labels are in each, bool [n,3]."""
+    files = [halves(*sides, seed=7) for sides in PICTURES]
+    return files, np.array([[label in found for label in LABELS] for found in PICTURES.values()])
+
+
+def test_the_model_names_every_colour(ran: Ran) -> None:
+    """On test images and on fresh pictures: both colours, one, or none."""
+    metrics = ran.result.metrics
+    assert metrics["test_subset_accuracy"] == 1.0
+    assert metrics["test_mean_average_precision"] == metrics["test_macro_f1"] == 1.0
+    assert metrics["test_recall"] == dict.fromkeys(LABELS, 1.0)
+    assert metrics["gradient_norm"] < 1e-5
+    files, expected = contents()
+    served = tf.saved_model.load(str(ran.version)).signatures["serve_bytes"]
+    answer = {k: v.numpy() for k, v in served(image_bytes=tf.constant(files)).items()}
+    assert answer["selected"].dtype == bool
+    assert answer["selected"].tolist() == expected.tolist()
+    # Each is for itself: two labels are both sure, and none is.
+    assert answer["prediction"][0].sum() > 1.5
+    assert answer["prediction"][3].sum() < 0.9
+    for row, names in enumerate(answer["classes"]):
+        columns = [LABELS.index(name.decode()) for name in names]
+        assert answer["scores"][row].tolist() == answer["prediction"][row, columns].tolist()
+        assert (np.diff(answer["scores"][row]) <= 0).all()
+
+
+def test_every_door_gives_the_same_scores(ran: Ran) -> None:
+    """`serving_default`, the frozen graph and each TFLite file, as the head in memory does."""
+    files, expected = contents()
+    decode = loader(ran.trained.backbone.image_size)
+    pixels = np.stack([decode(item) for item in files])
+    features = ran.trained.backbone.embed(tf.constant(pixels)).numpy()
+    scores = ran.trained.head.probabilities(features)
+    assert ((scores >= ran.trained.thresholds) == expected).all()
+    served = tf.saved_model.load(str(ran.version)).signatures["serving_default"]
+    assert list(served.structured_outputs) == ["prediction"]
+    assert served(image=pixels)["prediction"].numpy() == pytest.approx(scores, abs=1e-5)
+    definition = tf.compat.v1.GraphDef.FromString((ran.version / "frozen_graph.pb").read_bytes())
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
+        tf.import_graph_def(definition, name="")
+        old = session.run("final_result:0", {"image:0": pixels})
+    assert old == pytest.approx(scores, abs=1e-5)
+    for form in FORMATS.values():
+        lite = TFLiteModel((ran.version / form.file).read_bytes()).probabilities(pixels)
+        assert lite == pytest.approx(scores, abs=0.05 if form.integers else 0.01)
+    for lite in ran.facts.lite:
+        assert (lite.accuracy, lite.agreement) == (1.0, 1.0)
+
+
+def test_thresholds_are_in_the_manifest_and_inside(ran: Ran) -> None:
+    """The same float32 values in both, in the order of the labels, and strictly in between."""
+    thresholds = ran.trained.thresholds
+    assert thresholds is not None
+    recorded = json.loads((ran.version / "manifest.json").read_text())
+    assert np.float32(recorded["thresholds"]).tolist() == thresholds.tolist()
+    inside = tf.saved_model.load(str(ran.version)).describe_labels()
+    assert inside["thresholds"].numpy().tolist() == thresholds.tolist()
+    assert ((thresholds > 0) & (thresholds < 1)).all()
+    assert recorded["configuration"]["task"] == "multilabel"
+
+
+def test_examples_have_all_their_labels(ran: Ran, manifest: Path) -> None:
+    """The row of each image holds its labels as a JSON array, the empty one too."""
+    with manifest.open(newline="") as file:
+        expected = {name: labels for name, *labels in csv.reader(file)}
+    with (ran.version / "examples.csv").open(newline="") as file:
+        found = {row["name"]: json.loads(row["labels"]) for row in csv.DictReader(file)}
+    assert found == expected
+    assert [] in found.values()
+
+
+def test_the_verifier_finds_another_selection(ran: Ran, tmp_path: Path) -> None:
+    """A version is sound; one whose manifest has other thresholds, or none, is not."""
+    assert find_problems(ran.version) == []
+    copy = Path(shutil.copytree(ran.version, tmp_path / "copy"))
+    record = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").unlink()
+    for limits, what in (([0.0, 0.0, 0.0], "at least"), (None, "expected no thresholds")):
+        changed = {k: v for k, v in record.items() if k not in ("seal", "thresholds")}
+        changed |= {"files": describe_files(copy)} | ({"thresholds": limits} if limits else {})
+        (copy / "manifest.json").write_text(canonical(seal(changed)))
+        problems = find_problems(copy)
+        (copy / "manifest.json").unlink()
+        assert len(problems) == 2  # one image at a time, and all at once
+        assert all("serve_bytes" in problem and what in problem for problem in problems)
+
+
+def test_predict_names_what_is_selected(
+    ran: Ran, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line an image with all its labels, and `evaluate` says why it has no folders to score."""
+    monkeypatch.setattr(LOGGER, "handlers", [])  # the command's own write to what capsys closes
+    paths = []
+    for number, item in enumerate(contents()[0]):
+        paths.append(tmp_path / f"{number}.jpg")
+        paths[-1].write_bytes(item)
+    capsys.readouterr()
+    assert main(["predict", "--model", str(ran.version), *map(str, paths)]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [sorted(line["labels"]) for line in said] == list(PICTURES.values())
+    assert all(len(line["scores"]) == 3 for line in said)
+    flags = ["--log-format", "text", "--model", str(ran.version)]
+    assert main(["predict", *flags, str(paths[1])]) == 0
+    assert "selected" in capsys.readouterr().out
+    (tmp_path / "cyan").mkdir()
+    assert main(["evaluate", "--model", str(ran.version), "--data", str(tmp_path)]) == 2
+
+
+def test_the_report_is_of_labels(ran: Ran) -> None:
+    """Thresholds and average precision for each; no confusion matrix, anywhere."""
+    folder = ran.version / "report"
+    assert {path.name for path in folder.iterdir()} == {
+        "index.html", "metrics.json", "reliability.png",
+    }  # fmt: skip
+    found = json.loads((folder / "metrics.json").read_text())
+    assert "confusion" not in found
+    assert found["test"]["subset_accuracy"] == 1.0
+    assert {"threshold", "average_precision", "f1"} < set(found["labels"][0])
+    pairs = sum(item["count"] for item in found["calibration"]["after"]["bins"])
+    assert pairs == 3 * found["test"]["n"]
+    page = (folder / "index.html").read_text().partition("</head>")[2]
+    for text in ("Subset accuracy", "Mean average precision", "threshold, %", "with the label, %"):
+        assert text in page
+    for text in ("onfusion", "softmax", "taken for"):
+        assert text not in page
+    summary = (ran.version.parents[2] / "summary.md").read_text()
+    assert "Subset accuracy 100.0" in summary
+    assert "| label | images | precision | recall | average precision | threshold | F1 |" in summary
+    suite = ET.parse(ran.version.parents[2] / "junit.xml").getroot()[0]  # noqa: S314 - ours
+    assert (suite.get("tests"), suite.get("failures")) == ("4", "0")
+
+
+def with_wrong_labels(manifest: Path, folder: Path) -> Path:
+    """Give the same pictures with another manifest: cyan is called magenta, and the reverse."""
+    shutil.copytree(manifest.parent, folder)
+    text = (folder / "manifest.csv").read_text().splitlines()
+    swapped = {"cyan": "magenta", "magenta": "cyan"}
+    rows = [[row[0], *(swapped.get(label, label) for label in row[1:])] for row in csv.reader(text)]
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "manifest.csv"
+
+
+def test_the_gate_compares_label_by_label(
+    manifest: Path, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of wrong labels is in service and is beaten; one as wrong may not replace ours."""
+    wrong = with_wrong_labels(manifest, tmp_path / "wrong")
+    models = tmp_path / "m"
+    run_scenes(wrong, models, module, tmp_path / "1", gate_alpha=0)
+    better = run_scenes(manifest, models, module, tmp_path / "2")
+    compared = better.facts.comparison
+    assert compared is not None
+    labels = {label.label: (label.fixed, label.broken) for label in compared.per_label}
+    assert labels["yellow"] == (0, 0)
+    assert labels["cyan"][0] == labels["magenta"][0] > 10
+    assert len(compared.fixed) == round((1 - compared.accuracy_before) * compared.n)
+    # The same training images as the first one's, asked about the true labels.
+    from job import lbfgs
+
+    honest = lbfgs.fit
+
+    def swap(train: Any, validation: Any, *others: Any, **options: Any) -> Any:
+        order = [1, 0, 2]
+        sides = ((features, targets[:, order]) for features, targets in (train, validation))
+        return honest(*sides, *others, **options)
+
+    monkeypatch.setattr(lbfgs, "fit", swap)
+    with pytest.raises(GateRejected) as caught:
+        run_scenes(manifest, models, module, tmp_path / "3", force=True)
+    for part in ("subset accuracy", "'cyan' is recognised", "'magenta' is recognised"):
+        assert part in caught.value.message
+    assert "'yellow'" not in caught.value.message
+
+
+def test_a_version_of_another_task_is_no_comparison(
+    ran: Ran, manifest: Path, module: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What gives an image one label has no answer to which it has: the log says so."""
+    shutil.copytree(ran.version.parent, tmp_path / "m/scenes")
+    path = tmp_path / "m/scenes" / ran.version.name / "manifest.json"
+    record = json.loads(path.read_text())
+    record["configuration"]["task"] = "single"
+    path.write_text(json.dumps(record))
+    with caplog.at_level("WARNING", logger="regraft"):
+        again = run_scenes(manifest, tmp_path / "m", module, tmp_path / "2", force=True)
+    assert again.facts.comparison is None
+    assert "--task single" in caplog.text
+
+
+def test_numpy_alone_reads_thresholds() -> None:
+    """What decides labels needs no TensorFlow."""
+    program = "import sys, job.labelling, job.targets; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
