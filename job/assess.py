@@ -77,6 +77,7 @@ def pass_judgement(config: RunConfig, report: Report, comparison: Comparison | N
         comparison,
         min_accuracy=config.min_accuracy,
         min_recall_per_class=config.min_recall_per_class,
+        min_mean_average_precision=config.min_mean_average_precision,
         alpha=config.gate_alpha,
     )
 

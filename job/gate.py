@@ -138,6 +138,7 @@ def judge(
     min_accuracy: float | None,
     min_recall_per_class: float | None,
     alpha: float,
+    min_mean_average_precision: float | None = None,
 ) -> Verdict:
     """Hold a model's test scores against the minima and against the version in service.
 
@@ -146,6 +147,7 @@ def judge(
     a `comparison`, as for the first version, there is nothing to be worse than.
     """
     reasons = list(_below_minimum(report, min_accuracy, min_recall_per_class))
+    reasons += _imprecise(report, min_mean_average_precision)
     if comparison is not None:
         reasons += _significantly_worse(comparison, alpha, report.accuracy_words)
     return Verdict(not reasons, tuple(reasons))
@@ -175,6 +177,15 @@ def _below_minimum(
                 f"the recall of {score.label!r} is {score.recall:.4f} ({right} of {score.count} "
                 f"test images), expected at least {min_recall:g}"
             )
+
+
+def _imprecise(report: Report, minimum: float | None) -> Iterator[str]:
+    name = "mean_average_precision"
+    if minimum is not None and not report.metrics[name] >= minimum:
+        yield (
+            f"the mean average precision is {report.metrics[name]:.4f} on {report.n} test images, "
+            f"expected at least {minimum:g}"
+        )
 
 
 def _significantly_worse(comparison: Comparison, alpha: float, accuracy: str) -> Iterator[str]:

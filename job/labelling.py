@@ -41,8 +41,10 @@ class Labelling:
     they cannot be. `choose` gives what a model takes images for by its scores `[n,c]`, in the shape
     of targets, so that `choose(...) == targets` is where it is right. `temperature` and
     `thresholds` are fitted on the validation images, by their logits and by their scores.
+
     `evaluate`, `log_loss` (by scores and targets), `compare` and `reliability` are those of the
-    report and the gate, `headline` the metrics that a summary names beside the accuracy.
+    report and the gate. `accuracy_name` is the metric that counts images which are `wholly` right;
+    a summary names those of `headline` beside it.
     """
 
     activation: str
@@ -55,6 +57,7 @@ class Labelling:
     log_loss: Callable[[np.ndarray, np.ndarray], float]
     compare: Compare
     reliability: Callable[[np.ndarray, np.ndarray], tuple[Bin, ...]]
+    accuracy_name: str = "accuracy"
     headline: tuple[str, ...] = ()
 
 
@@ -103,6 +106,7 @@ TASKS: dict[str, Labelling] = {
             version, names, labels, before[:, : len(labels)], after
         ),
         reliability=binary_reliability,
+        accuracy_name=multilabel.ACCURACY,
         headline=("mean_average_precision", "micro_f1", "macro_f1"),
     ),
 }

@@ -29,10 +29,9 @@ TOLERANCE = 0.002
 class LiteScore:
     """A TFLite file: its name, its bytes, its accuracy and how far it is from the model.
 
-    `accuracy` is of the test images (where each has any number of labels, how many are wholly
-    right), `accuracy_ci95` its Wilson interval, `agreement` the share of
-    them that it takes for what the float model takes them for. `off`, of a probability, is the
-    most that it differs from that on the golden images.
+    `accuracy` is of the test images and called as in the model's `Report`, `accuracy_ci95` its
+    Wilson interval, `agreement` the share of them that it takes for what the float model takes them
+    for. `off`, of a probability, is the most that it differs from that on the golden images.
     """
 
     file: str
@@ -41,12 +40,13 @@ class LiteScore:
     accuracy_ci95: tuple[float, float]
     agreement: float
     off: float
+    accuracy_name: str = "accuracy"
 
     def as_json(self) -> dict[str, object]:
         """Give the figures under the names that a result has for them, rounded to 6 decimals."""
         return {
-            "test_accuracy": round(self.accuracy, 6),
-            "test_accuracy_ci95": [round(bound, 6) for bound in self.accuracy_ci95],
+            f"test_{self.accuracy_name}": round(self.accuracy, 6),
+            f"test_{self.accuracy_name}_ci95": [round(bound, 6) for bound in self.accuracy_ci95],
             "agreement": round(self.agreement, 6),
             "bytes": self.size,
         }
@@ -134,6 +134,7 @@ def _score(path: Path, answers: np.ndarray, asked: Asked) -> LiteScore:
         wilson(int(right.sum()), len(right)),
         float(wholly(chosen == usual).mean()),
         float(max(off)),
+        asked.labelling.accuracy_name,
     )
 
 

@@ -17,6 +17,9 @@ from job.evaluate import LabelScore, Report, wilson
 # The threshold of a label that no validation image has: the more probable of yes and no.
 NO_EVIDENCE = 0.5
 
+# What the share of images that are right in all labels is called among the metrics.
+ACCURACY = "subset_accuracy"
+
 
 @dataclass(frozen=True, slots=True)
 class MultilabelScore(LabelScore):
@@ -136,7 +139,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
     "mean_average_precision": mean_average_precision,
     "micro_f1": micro_f1,
     "macro_f1": macro_f1,
-    "subset_accuracy": subset_accuracy,
+    ACCURACY: subset_accuracy,
     "log_loss": lambda scores, targets, selected: binary_log_loss(scores, targets),
 }
 
@@ -165,7 +168,7 @@ def evaluate(
     metrics = {name: metric(scores, targets, selected) for name, metric in METRICS.items()}
     exact = int((selected == targets).all(axis=1).sum())
     interval = wilson(exact, len(targets))
-    return Report(len(targets), metrics, interval, per_label, accuracy_name="subset_accuracy")
+    return Report(len(targets), metrics, interval, per_label, accuracy_name=ACCURACY)
 
 
 def mistakes(scores: np.ndarray, targets: np.ndarray, selected: np.ndarray) -> list[Mistake]:

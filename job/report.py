@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from job.gate import Comparison, Verdict
     from job.lite import LiteScore
 
+# What the reliability diagram of a task is of; of single labels it is what it is by default.
+AXES: dict[str, dict[str, str]] = {
+    "single": {},
+    "multilabel": {"share": "with the label", "sureness": "score", "counted": "scores"},
+}
+
 # More lines than this in a job summary are not read.
 MOST_MARKDOWN_LABELS = 30
 
@@ -88,7 +94,8 @@ def write_report(folder: Path, facts: Facts) -> None:
         facts.labelling.reliability(scores, facts.classes)
         for scores in (facts.uncalibrated, facts.scores)
     )
-    plot_reliability(folder / "reliability.png", before, after, facts.temperature)
+    words = AXES[facts.task]
+    plot_reliability(folder / "reliability.png", before, after, facts.temperature, **words)
 
 
 def metrics(facts: Facts) -> dict[str, Any]:

@@ -185,6 +185,13 @@ def test_other_solvers_are_refused(solver: str) -> None:
     assert "--solver lbfgs" in caught.value.hint
 
 
+def test_a_minimum_of_another_task_is_refused() -> None:
+    """One label an image has no average precision here."""
+    with pytest.raises(ConfigError, match=r"--min-mean-average-precision .*single"):
+        RunConfig(**PLACES, min_mean_average_precision=0.9)
+    RunConfig(**PLACES, min_mean_average_precision=0.9, task="multilabel")
+
+
 def test_the_task_decides_what_is_trained() -> None:
     """A version of another task is not `unchanged`."""
     single, several = (RunConfig(**PLACES, task=task).decisions() for task in TASKS)
@@ -375,6 +382,22 @@ def test_a_label_that_got_worse_is_refused_by_its_own_test() -> None:
     verdict = judge(report, found, min_accuracy=0.9, min_recall_per_class=0.95, alpha=0.01)
     starts = [reason.split(" is ")[0] for reason in verdict.reasons]
     assert starts == ["the subset accuracy", "the recall of 'c'", "the subset accuracy", "'c'"]
+
+
+@pytest.mark.parametrize(("minimum", "passed"), [(None, True), (0.75, True), (0.7501, False)])
+def test_the_minimum_of_the_mean_average_precision_is_inclusive(
+    minimum: float | None, passed: bool
+) -> None:
+    """One label ranked rightly, and one with its only image last of two: 0.75, by hand."""
+    scores = np.array([[0.9, 0.4], [0.1, 0.6]], np.float32)
+    targets = np.array([[True, True], [False, False]])
+    report = evaluate(scores, targets, LABELS[:2], np.float32([0.5, 0.5]))
+    verdict = judge(
+        report, None, min_accuracy=None, min_recall_per_class=None, alpha=0.05,
+        min_mean_average_precision=minimum,
+    )  # fmt: skip
+    assert verdict.passed is passed
+    assert all("0.7500 on 2 test images" in reason for reason in verdict.reasons)
 
 
 def test_labels_that_change_places_cancel_out() -> None:

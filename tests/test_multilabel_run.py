@@ -108,6 +108,7 @@ def test_every_door_gives_the_same_scores(ran: Ran) -> None:
         assert lite == pytest.approx(scores, abs=0.05 if form.integers else 0.01)
     for lite in ran.facts.lite:
         assert (lite.accuracy, lite.agreement) == (1.0, 1.0)
+        assert lite.as_json()["test_subset_accuracy"] == 1.0
 
 
 def test_thresholds_are_in_the_manifest_and_inside(ran: Ran) -> None:
