@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,24 @@ import tensorflow as tf
 from conftest import ROOT
 from modules import write_pooling
 from scenes import LABELS, Ran, halves, run_scenes, write_scenes
+from test_release import serving
 
 from job.cli import main
-from job.errors import GateRejected
+from job.config import RunConfig
+from job.errors import DataError, GateRejected
+from job.head import Head
 from job.images import loader
 from job.progress import LOGGER
 from job.seal import canonical, describe_files, seal
+from job.serving import compare_answers, wait_available
 from job.tflite import FORMATS, TFLiteModel
-from job.verify import find_problems
+from job.training import find_thresholds
+from job.verify import Golden, find_problems
 
 Captured = pytest.CaptureFixture[str]
+
+# One with floating point and one without.
+LITE = ("tflite-float16", "tflite-int8")
 
 # Fresh pictures, and the labels that are in them.
 PICTURES = {
@@ -54,7 +63,7 @@ def ran(manifest: Path, module: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A published version, with everything that can be asked for; read only."""
     folder = tmp_path_factory.mktemp("ran")
     return run_scenes(
-        manifest, folder / "m", module, folder, formats=",".join(FORMATS), views=1,
+        manifest, folder / "m", module, folder, formats=",".join(LITE), views=1,
         flip_left_right=True, class_weights="balanced", summary_file=folder / "summary.md",
         junit_file=folder / "junit.xml", min_accuracy=0.9, summaries=str(folder / "summaries"),
     )  # fmt: skip
@@ -103,12 +112,13 @@ def test_every_door_gives_the_same_scores(ran: Ran) -> None:
         tf.import_graph_def(definition, name="")
         old = session.run("final_result:0", {"image:0": pixels})
     assert old == pytest.approx(scores, abs=1e-5)
-    for form in FORMATS.values():
+    for form in (FORMATS[name] for name in LITE):
         lite = TFLiteModel((ran.version / form.file).read_bytes()).probabilities(pixels)
         assert lite == pytest.approx(scores, abs=0.05 if form.integers else 0.01)
-    for lite in ran.facts.lite:
-        assert (lite.accuracy, lite.agreement) == (1.0, 1.0)
-        assert lite.as_json()["test_subset_accuracy"] == 1.0
+    formats = ran.result.metrics["formats"]
+    assert list(formats) == [FORMATS[name].file for name in LITE]
+    for figures in formats.values():
+        assert (figures["test_subset_accuracy"], figures["agreement"]) == (1.0, 1.0)
 
 
 def test_thresholds_are_in_the_manifest_and_inside(ran: Ran) -> None:
@@ -194,12 +204,11 @@ def test_the_report_is_of_labels(ran: Ran) -> None:
     assert (suite.get("tests"), suite.get("failures")) == ("4", "0")
 
 
-def with_wrong_labels(manifest: Path, folder: Path) -> Path:
-    """Give the same pictures with another manifest: cyan is called magenta, and the reverse."""
+def relabelled(manifest: Path, folder: Path, change: Callable[[list[str]], set[str]]) -> Path:
+    """Give the same pictures with another manifest, each image's labels being changed."""
     shutil.copytree(manifest.parent, folder)
-    text = (folder / "manifest.csv").read_text().splitlines()
-    swapped = {"cyan": "magenta", "magenta": "cyan"}
-    rows = [[row[0], *(swapped.get(label, label) for label in row[1:])] for row in csv.reader(text)]
+    with manifest.open(newline="") as file:
+        rows = [[name, *sorted(change(labels))] for name, *labels in csv.reader(file)]
     with (folder / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return folder / "manifest.csv"
@@ -209,7 +218,8 @@ def test_the_gate_compares_label_by_label(
     manifest: Path, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model of wrong labels is in service and is beaten; one as wrong may not replace ours."""
-    wrong = with_wrong_labels(manifest, tmp_path / "wrong")
+    swapped = {"cyan": "magenta", "magenta": "cyan", "yellow": "yellow"}
+    wrong = relabelled(manifest, tmp_path / "wrong", lambda found: {swapped[x] for x in found})
     models = tmp_path / "m"
     run_scenes(wrong, models, module, tmp_path / "1", gate_alpha=0)
     better = run_scenes(manifest, models, module, tmp_path / "2")
@@ -250,6 +260,56 @@ def test_a_version_of_another_task_is_no_comparison(
         again = run_scenes(manifest, tmp_path / "m", module, tmp_path / "2", force=True)
     assert again.facts.comparison is None
     assert "--task single" in caplog.text
+
+
+def test_a_label_of_every_image_ends_the_run(manifest: Path, module: Path, tmp_path: Path) -> None:
+    """There is nothing to tell apart: it is refused before anything is fitted."""
+    everywhere = relabelled(manifest, tmp_path / "data", lambda found: {"cyan", *found})
+    with pytest.raises(DataError, match="every training image has 'cyan'"):
+        run_scenes(everywhere, tmp_path / "m", module, tmp_path / "1")
+
+
+def test_a_label_without_validation_images_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Its threshold is one half, and the log says why."""
+    config = RunConfig(data="d", models="m", name="x", task="multilabel")
+    head = Head(np.eye(2, dtype=np.float32), np.zeros(2, np.float32), "sigmoid")
+    validation = np.float32([[2, 1], [-2, -1]]), np.array([[True, False], [False, False]])
+    with caplog.at_level("WARNING", logger="regraft"):
+        found = find_thresholds(config, head, validation, ("seen", "unseen"))
+    assert found == pytest.approx([0.5, 0.5])
+    assert "no validation image has 'unseen'" in caplog.text
+    assert "'seen'" not in caplog.text
+
+
+def test_a_server_answers_as_the_model_did(ran: Ran, tmp_path: Path) -> None:
+    """Over REST each picture has the scores of the head in memory."""
+    decode = loader(ran.trained.backbone.image_size)
+    goldens = []
+    for sides, item in zip(PICTURES, contents()[0], strict=True):
+        features = ran.trained.backbone.embed(decode(item)[None]).numpy()
+        goldens.append(Golden("-".join(sides), item, ran.trained.head.probabilities(features)[0]))
+    version = int(ran.version.name)
+    with serving(ran.version.parent, tmp_path / "log") as url:
+        wait_available(url, "squares", version, timeout=120)
+        assert compare_answers(url, "squares", version, goldens, tolerance=1e-4) == []
+
+
+def test_folders_are_images_with_one_label_each(
+    colours: Path, module: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command, its verifier too, and the same again is unchanged."""
+    monkeypatch.setattr(LOGGER, "handlers", [])
+    results = []
+    flags = ["--data", colours, "--models", tmp_path / "m", "--backbone", module]
+    for _ in range(2):
+        code = main(["run", "--name", "squares", "--task", "multilabel", *map(str, flags)])
+        results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+        assert code == 0
+    assert [result["status"] for result in results] == ["published", "unchanged"]
+    assert results[0]["metrics"]["test_subset_accuracy"] == 1.0
+    assert main(["versions", "--models", str(tmp_path / "m"), "--name", "squares"]) == 0
+    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [version["accuracy"] for version in listed] == [1.0]
 
 
 def test_numpy_alone_reads_thresholds() -> None:
