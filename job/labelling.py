@@ -6,8 +6,9 @@ imported here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -110,3 +111,25 @@ TASKS: dict[str, Labelling] = {
         headline=("mean_average_precision", "micro_f1", "macro_f1"),
     ),
 }
+
+
+def task_of(manifest: Mapping[str, Any]) -> str:
+    """Give what a version was trained for, by its manifest; KeyError where that is no task."""
+    # A version of before there was a choice does not name it.
+    task = str(manifest["configuration"].get("task", "single"))
+    if task not in TASKS:
+        raise KeyError(task)
+    return task
+
+
+def thresholds_of(manifest: Mapping[str, Any], labels: Sequence[str]) -> Thresholds:
+    """Give the thresholds in a version's manifest, float32 `[c]`; None where labels are single.
+
+    Raises KeyError, ValueError or TypeError where they are not one for each label.
+    """
+    if task_of(manifest) == "single":
+        return None
+    found = np.array(manifest["thresholds"], np.float32)
+    if found.shape != (len(labels),):
+        raise ValueError(f"thresholds of the shape {found.shape} for {len(labels)} labels")
+    return found

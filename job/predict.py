@@ -18,7 +18,7 @@ from job.evaluate import Report
 from job.formats import MAX_PIXELS
 from job.head import Head
 from job.images import UnreadableImage, loader
-from job.labelling import TASKS, Thresholds
+from job.labelling import TASKS, Thresholds, task_of, thresholds_of
 from job.publish import in_service, read_channels, read_listing
 from job.storage import LocalStore, Store, download, open_store
 from job.stream import Skipped, load_batches
@@ -30,12 +30,15 @@ BATCH_SIZE = 32
 class Model:
     """A loaded version; `signatures` are the SavedModel's own, by name.
 
+    `task` is a key of `labelling.TASKS`, and `thresholds` are as that wants them.
     `loaded` is kept because the signatures' variables live only as long as it does. `exact` and
     `max_pixels` are how it decodes images, as in `images.preprocess`.
     """
 
     uri: str
     labels: tuple[str, ...]
+    task: str
+    thresholds: Thresholds
     manifest: dict[str, Any]
     exact: bool
     max_pixels: int
@@ -47,12 +50,6 @@ class Model:
         """Give the height and width that `serving_default` takes."""
         (spec,) = self.signatures["serving_default"].structured_input_signature[1].values()
         return int(spec.shape[1]), int(spec.shape[2])
-
-    @property
-    def task(self) -> str:
-        """Give what it was trained for, a key of `labelling.TASKS`."""
-        # A version of before there was a choice does not name it.
-        return str(self.manifest["configuration"].get("task", "single"))
 
     def loader(self) -> Callable[[bytes], np.ndarray]:
         """Give what decodes an image file as in training, see `images.loader`."""
@@ -112,6 +109,7 @@ def load_model(uri: str) -> Model:
             labels = tuple((folder / "labels.txt").read_text("utf-8").splitlines())
             manifest = parse_object((folder / "manifest.json").read_bytes())
             options = manifest["configuration"]
+            task, thresholds = task_of(manifest), thresholds_of(manifest, labels)
             exact, max_pixels = (
                 bool(options["exact_decode"]),
                 int(options.get("max_pixels", MAX_PIXELS)),
@@ -125,13 +123,7 @@ def load_model(uri: str) -> Model:
                 f"{place} is no whole version: {error}",
                 hint="give --model a folder that Regraft published",
             ) from error
-    return Model(place, labels, manifest, exact, max_pixels, signatures, loaded)
-
-
-def thresholds_of(manifest: dict[str, Any]) -> Thresholds:
-    """Give the thresholds in a version's manifest, float32 `[c]`; None where it has none."""
-    found = manifest.get("thresholds")
-    return None if found is None else np.array(found, np.float32)
+    return Model(place, labels, task, thresholds, manifest, exact, max_pixels, signatures, loaded)
 
 
 def read_head(version: Store) -> Head:
@@ -218,8 +210,7 @@ def evaluate_model(
         raise DataError(f"{data.uri}: no image of the split {split!r} could be read")
     labelling = TASKS[model.task]
     targets = labelling.targets(scored.examples, len(model.labels))
-    thresholds = thresholds_of(model.manifest)
-    report = labelling.evaluate(scored.scores, targets, model.labels, thresholds)
+    report = labelling.evaluate(scored.scores, targets, model.labels, model.thresholds)
     return Evaluation(report, scored.skipped)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,9 +16,9 @@ from job.documents import parse_object
 from job.errors import ConfigError, PublishError
 from job.gate import Comparison
 from job.images import PREPROCESSING_VERSION
-from job.labelling import TASKS, Thresholds
+from job.labelling import TASKS, Thresholds, task_of, thresholds_of
 from job.manifest import inputs_digest
-from job.predict import load_model, read_head, score_images, thresholds_of
+from job.predict import load_model, read_head, score_images
 from job.progress import log
 from job.publish import Listing, in_service, read_channels
 from job.storage import Store, crc32c
@@ -132,31 +133,40 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answers:
-    """What a version says of some test images: row i of `scores` is of test image `rows[i]`.
+class _Choices:
+    """What a version takes some test images for: row i of `chosen` is of test image `rows[i]`.
 
-    `scores` are float32 `[m,k]`, a column for each of its own `labels`, as are its `thresholds`.
+    `chosen` is as the task's labelling gives it, of `width` labels: those of the new model and
+    behind them the version's own others.
     """
 
     rows: list[int]
-    scores: np.ndarray
-    labels: tuple[str, ...]
-    thresholds: Thresholds
+    chosen: np.ndarray
+    width: int
 
-    def arranged(self, labels: tuple[str, ...]) -> tuple[np.ndarray, Thresholds]:
-        """Give scores and thresholds in the order of other labels, its own others behind them.
 
-        A label that it does not know has a score that is below all others and any threshold.
-        """
-        names = [*labels, *(label for label in self.labels if label not in labels)]
-        known = [names.index(label) for label in self.labels]
-        scores = np.full((len(self.scores), len(names)), -np.inf, np.float32)
-        scores[:, known] = self.scores
-        if self.thresholds is None:
-            return scores, None
-        thresholds = np.zeros(len(names), np.float32)
-        thresholds[known] = self.thresholds
-        return scores, thresholds
+def _choose(
+    task: str,
+    labels: tuple[str, ...],
+    rows: list[int],
+    scores: np.ndarray,
+    theirs: Sequence[str],
+    thresholds: Thresholds,
+) -> _Choices:
+    """Choose by a version's scores, float32 `[m,k]`, one for each of `theirs`.
+
+    A label that it does not know has a score that is below all others and any threshold. Raises
+    ValueError where there are not as many scores as labels.
+    """
+    names = [*labels, *(label for label in theirs if label not in labels)]
+    known = [names.index(label) for label in theirs]
+    arranged = np.full((len(scores), len(names)), -np.inf, np.float32)
+    arranged[:, known] = scores
+    if thresholds is not None:
+        limits = np.zeros(len(names), np.float32)
+        limits[known] = thresholds
+        thresholds = limits
+    return _Choices(rows, TASKS[task].choose(arranged, thresholds), len(names))
 
 
 def compare_with_service(
@@ -176,26 +186,29 @@ def compare_with_service(
         return None
     try:
         version = models.child(str(serving.version))
-        answers = _ask_head(config, version, tested) or _ask_model(config, version, data, tested)
+        found = _ask_head(config, version, labels, tested) or _ask_model(
+            config, version, data, labels, tested
+        )
     except ConfigError as error:
         message = f"no comparison with version {serving.version}: {error.message}"
         log(message, level=logging.WARNING)
         return None
     labelling = TASKS[config.task]
-    examples = [tested.examples[row] for row in answers.rows]
-    scores, thresholds = answers.arranged(labels)
-    targets = labelling.targets(examples, scores.shape[1])
+    examples = [tested.examples[row] for row in found.rows]
+    targets = labelling.targets(examples, found.width)
     return labelling.compare(
         serving.version,
         [example.name for example in examples],
         labels,
         targets,
-        labelling.choose(scores, thresholds) == targets,
-        tested.right[answers.rows],
+        found.chosen == targets,
+        tested.right[found.rows],
     )
 
 
-def _ask_head(config: RunConfig, version: Store, tested: Answered) -> _Answers | None:
+def _ask_head(
+    config: RunConfig, version: Store, labels: tuple[str, ...], tested: Answered
+) -> _Choices | None:
     """Apply a version's head to the embeddings; None unless they are what its backbone gives."""
     try:
         manifest = parse_object(version.read("manifest.json"))
@@ -206,19 +219,22 @@ def _ask_head(config: RunConfig, version: Store, tested: Answered) -> _Answers |
             and inputs["preprocessing"] == PREPROCESSING_VERSION
             and options["image_size"] == config.image_size
             and options["exact_decode"] == config.exact_decode
-            and options.get("task", "single") == config.task
+            and task_of(manifest) == config.task
         )
         if not same:
             return None
         head = replace(read_head(version), activation=TASKS[config.task].activation)
         scores = head.probabilities(tested.features)
-        thresholds = thresholds_of(manifest)
+        rows = list(range(len(scores)))
+        thresholds = thresholds_of(manifest, names)
+        return _choose(config.task, labels, rows, scores, names, thresholds)
     except (ConfigError, FileNotFoundError, ValueError, LookupError, TypeError):
         return None  # what is wrong with it is told when the model is loaded
-    return _Answers(list(range(len(scores))), scores, tuple(names), thresholds)
 
 
-def _ask_model(config: RunConfig, version: Store, data: Store, tested: Answered) -> _Answers:
+def _ask_model(
+    config: RunConfig, version: Store, data: Store, labels: tuple[str, ...], tested: Answered
+) -> _Choices:
     """Load a version and ask it; test images that cannot be read any more are left out."""
     model = load_model(version.uri)
     if model.task != config.task:
@@ -226,4 +242,4 @@ def _ask_model(config: RunConfig, version: Store, data: Store, tested: Answered)
     scored = score_images(model, data, tested.examples, threads=config.fetch_threads)
     place = {example.name: row for row, example in enumerate(tested.examples)}
     rows = [place[example.name] for example in scored.examples]
-    return _Answers(rows, scored.scores, model.labels, thresholds_of(model.manifest))
+    return _choose(config.task, labels, rows, scored.scores, model.labels, model.thresholds)

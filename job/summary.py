@@ -40,6 +40,8 @@ def run_summary(config: RunConfig, result: Result, facts: Facts | None) -> Rende
         hits, misses = result.cache["hits"], result.cache["misses"]
         table.add_row("embedded", f"{misses}, and {hits} came from the cache")
         table.add_row(facts.report.accuracy_words, accuracy_text(facts.report))
+        for name in facts.labelling.headline:
+            table.add_row(name.replace("_", " "), f"{100 * facts.report.metrics[name]:.1f} %")
         if facts.comparison is not None:
             table.add_row("before", comparison_text(facts.comparison))
     table.add_row("seconds", ", ".join(f"{k} {v:.1f}" for k, v in result.seconds.items()))

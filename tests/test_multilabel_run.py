@@ -9,6 +9,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ from test_release import serving
 
 from job.cli import main
 from job.config import RunConfig
+from job.dataset import Split
 from job.errors import DataError, GateRejected
 from job.head import Head
 from job.images import loader
 from job.progress import LOGGER
+from job.publish import read_listing
 from job.seal import canonical, describe_files, seal
+from job.service import Answered, compare_with_service, read_in_service
 from job.serving import compare_answers, wait_available
+from job.storage import LocalStore
 from job.tflite import FORMATS, TFLiteModel
 from job.training import find_thresholds
 from job.verify import Golden, find_problems
@@ -247,19 +252,56 @@ def test_the_gate_compares_label_by_label(
     assert "'yellow'" not in caught.value.message
 
 
-def test_a_version_of_another_task_is_no_comparison(
-    ran: Ran, manifest: Path, module: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda manifest: manifest["configuration"].update(task="single"), "--task single"),
+        (lambda manifest: manifest["configuration"].update(task="segments"), "segments"),
+        (lambda manifest: manifest.update(thresholds=[0.5]), "for 3 labels"),
+        (lambda manifest: manifest.pop("thresholds"), "'thresholds'"),
+    ],
+    ids=["another", "unknown", "short", "none"],
+)
+def test_a_version_that_cannot_be_asked_is_no_comparison(
+    change: Any, what: str, ran: Ran, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What gives an image one label has no answer to which it has: the log says so."""
+    """One of another task, or without a threshold for each label: the log says which."""
     shutil.copytree(ran.version.parent, tmp_path / "m/scenes")
     path = tmp_path / "m/scenes" / ran.version.name / "manifest.json"
     record = json.loads(path.read_text())
-    record["configuration"]["task"] = "single"
+    change(record)
     path.write_text(json.dumps(record))
+    config = RunConfig(data="d", models=str(tmp_path / "m"), name="scenes", task="multilabel")
+    embeddings, features = ran.trained.embeddings, ran.trained.test[0]
+    examples = embeddings.index.examples[embeddings.index.rows(Split.TEST)]
+    right = np.ones(ran.trained.test[1].shape, bool)
+    tested = Answered(examples, ran.trained.backbone.digest, features, right)
+    place = LocalStore(tmp_path / "m/scenes")
+    served = read_in_service(place, read_listing(place))
     with caplog.at_level("WARNING", logger="regraft"):
-        again = run_scenes(manifest, tmp_path / "m", module, tmp_path / "2", force=True)
-    assert again.facts.comparison is None
-    assert "--task single" in caplog.text
+        assert compare_with_service(config, place, place, served, LABELS, tested) is None
+    assert what in caplog.text
+
+
+def test_labels_that_a_version_does_not_know_it_does_not_select(ran: Ran) -> None:
+    """Wrong where they are. A label that is gone is nothing to compare, nor is the order."""
+    labels = ("new", "yellow", "cyan")  # magenta is gone
+    old, tests = ran.trained.embeddings.index, ran.trained.test
+    moved = {i: labels.index(label) for i, label in enumerate(old.labels) if label in labels}
+    examples = tuple(
+        replace(example, targets=tuple(sorted(moved[i] for i in example.targets if i in moved)))
+        for example in old.examples[old.rows(Split.TEST)]
+    )
+    examples = (replace(examples[0], targets=(0, *examples[0].targets)), *examples[1:])
+    place = LocalStore(ran.version.parent)
+    served = read_in_service(place, read_listing(place))
+    config = RunConfig(data="d", models=str(place.root.parent), name="scenes", task="multilabel")
+    right = np.ones((len(examples), 3), bool)
+    tested = Answered(examples, ran.trained.backbone.digest, tests[0], right)
+    compared = compare_with_service(config, place, place, served, labels, tested)
+    assert compared is not None
+    assert [(c.fixed, c.broken) for c in compared.per_label] == [(1, 0), (0, 0), (0, 0)]
+    assert compared.fixed == (examples[0].name,)
 
 
 def test_a_label_of_every_image_ends_the_run(manifest: Path, module: Path, tmp_path: Path) -> None:
