@@ -194,6 +194,8 @@ def test_the_option_decides_only_where_it_is_given() -> None:
     assert RunConfig(**places, unknown_rate=0.1).decisions()["unknown_rate"] == 0.1
     with pytest.raises(ConfigError, match="the backbone it tunes has seen every label"):
         RunConfig(**places, unknown_rate=0.1, solver="finetune")
+    with pytest.raises(ConfigError, match="--unknown-rate means nothing to --task multilabel"):
+        RunConfig(**places, unknown_rate=0.1, task="multilabel")
     for rate in (0, 0.51, float("nan")):
         with pytest.raises(ConfigError, match="--unknown-rate is"):
             RunConfig(**places, unknown_rate=rate)
