@@ -80,13 +80,11 @@ def write_manifest(
 ) -> None:
     """Write the tables and the manifest into a bundle, after everything else: it lists every file.
 
-    `examples.csv` has a row for each image that takes part: name, label, split and SHA-256; where
-    an image has any number of labels, `labels` is a JSON array of them. The manifest holds the
-    digest of that file, so the two together pin every input. `ledger.csv` is for the versions to
-    come. `backbone` is the backbone's digest, `features` that of the one inside, which fine-tuning
-    changes, `inputs` is from `inputs_digest`; `golden` is what the trained model answered to the
-    images in the warm-up records. `thresholds` are those of the labels, `unknown` that of images of
-    none.
+    `examples.csv` has a row for each image that takes part: name, label or `labels` as a JSON
+    array, split and SHA-256. The manifest holds the digest of that file, so the two together pin
+    every input. `ledger.csv` is for the versions to come. `backbone` is the backbone's digest,
+    `features` that of the one inside, which fine-tuning changes, `inputs` is from `inputs_digest`.
+    `golden` is what the trained model answered to the images in the warm-up records.
     """
     _write_examples(folder / "examples.csv", divided.embeddings, config.task)
     write_ledger(folder, divided.ledger)
@@ -100,11 +98,11 @@ def write_manifest(
         "labels": list(divided.embeddings.index.labels),
         "metrics": result.metrics,
         "temperature": temperature,
+        **_limits(thresholds, unknown),
         "golden": golden,
         "files": describe_files(folder),
     }
-    whole = seal(manifest | _limits(thresholds, unknown))
-    (folder / "manifest.json").write_text(canonical(whole), "utf-8")
+    (folder / "manifest.json").write_text(canonical(seal(manifest)), "utf-8")
 
 
 def _limits(thresholds: Thresholds, unknown: Threshold | None) -> dict[str, Any]:

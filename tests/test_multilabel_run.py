@@ -172,7 +172,7 @@ def test_the_verifier_finds_another_selection(ran: Ran, tmp_path: Path) -> None:
 def test_predict_names_what_is_selected(
     ran: Ran, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line an image with all its labels, and `evaluate` says why it has no folders to score."""
+    """One line an image with all its labels, or a table with a column of them."""
     monkeypatch.setattr(LOGGER, "handlers", [])  # the command's own write to what capsys closes
     paths = []
     for number, item in enumerate(contents()[0]):
@@ -186,8 +186,30 @@ def test_predict_names_what_is_selected(
     flags = ["--log-format", "text", "--model", str(ran.version)]
     assert main(["predict", *flags, str(paths[1])]) == 0
     assert "selected" in capsys.readouterr().out
-    (tmp_path / "cyan").mkdir()
-    assert main(["evaluate", "--model", str(ran.version), "--data", str(tmp_path)]) == 2
+
+
+def test_evaluate_scores_all_labels_of_an_image(
+    ran: Ran, manifest: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its test images again, negative ones too; another manifest; folders, which are one label."""
+    monkeypatch.setattr(LOGGER, "handlers", [])
+
+    def evaluate(data: Path, *flags: str) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main(["evaluate", "--model", str(ran.version), "--data", str(data), *flags]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return found
+
+    figures = ran.facts.report.as_json("test")
+    assert evaluate(manifest) == figures | {"model": str(ran.version), "skipped": []}
+    wrong = relabelled(manifest, tmp_path / "wrong", lambda found: {"cyan", *found})
+    lacking = sum("cyan" not in labels for labels in read_listing_of(manifest).values())
+    assert evaluate(wrong, "--split", "all")["all_subset_accuracy"] == 1 - lacking / 128
+    for label in LABELS:
+        (tmp_path / "folders" / label).mkdir(parents=True)
+        (tmp_path / "folders" / label / "1.jpg").write_bytes(halves(label, label, seed=3))
+    (tmp_path / "folders/cyan/2.jpg").write_bytes(halves("cyan", "magenta", seed=4))
+    assert evaluate(tmp_path / "folders", "--split", "all")["all_subset_accuracy"] == 0.75
 
 
 def test_the_report_is_of_labels(ran: Ran) -> None:
