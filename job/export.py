@@ -56,8 +56,8 @@ class ServedModel(tf.Module):  # type: ignore[misc]
     `[n,classes]`, after the head's activation, in the order of `labels.txt`.
     `serve_bytes`: `image_bytes` string `[n]` (JPEG, PNG, GIF, BMP, WebP) gives the same
     `prediction`, and `classes` string `[n,classes]` with `scores` float32, the best first. With a
-    limit `unknown` it also gives `unknown`, bool `[n]`: the first of the `scores` does not reach
-    it. Where labels are selected, `selected` bool `[n,classes]` says which, in the order of
+    threshold it also gives `unknown`, bool `[n]`: the first of the `scores` does not reach it.
+    Where labels are selected, `selected` bool `[n,classes]` says which, in the order of
     `labels.txt`.
 
     The backbone is inside as constants, folded as far as that goes, and once: it loads in a third
@@ -117,6 +117,7 @@ class ServedModel(tf.Module):  # type: ignore[misc]
             "classes": tf.gather(self.labels, order),
             "scores": scores,
             "prediction": prediction,
+            **self.judge(scores),
         }
         if self._classifier.thresholds is not None:
             answer["selected"] = prediction >= self._classifier.thresholds

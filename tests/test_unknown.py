@@ -333,7 +333,7 @@ def test_a_server_says_what_is_unknown_and_still_agrees(server: str, published: 
     """Over REST `unknown` is a JSON truth value, and the answers are those of the golden images."""
     wait_available(server, "m", 1, timeout=60)
     golden = read_manifest(published)["golden"]
-    data = Path(read_manifest(published)["configuration"]["data"])
+    data = Path(read_manifest(published)["configuration"]["data"][0])
     goldens = [
         Golden(name, (data / name).read_bytes(), np.array(prediction, np.float32))
         for name, prediction in zip(golden["names"], golden["predictions"], strict=True)
