@@ -140,14 +140,17 @@ def embed_data(data: Path) -> Embedded:
     """Embed a data set with the default backbone."""
     from job.backbone import load_backbone
     from job.config import DEFAULT_BACKBONE
-    from job.dataset import build_index
     from job.embed import embed
+    from job.index import build_index
+    from job.sources import folder_rows
     from job.storage import open_store
 
     store = open_store(str(data))
     with tempfile.TemporaryDirectory() as cache:
         backbone = load_backbone(DEFAULT_BACKBONE, cache_dir=Path(cache))
-        found = embed(store, build_index(store, 10, 10), backbone, batch_size=32, threads=8)
+        found = embed(
+            store, build_index(folder_rows(store), 10, 10), backbone, batch_size=32, threads=8
+        )
     classes = np.array([example.class_index for example in found.index.examples])
     names = tuple(example.name for example in found.index.examples)
     return Embedded(found.index.labels, found.features, classes, names, found.digests)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from job.backbone import Backbone
 from job.config import RunConfig
 from job.dataset import Split
-from job.evaluate import Report, evaluate
+from job.evaluate import Report
 from job.gate import Comparison, Verdict, judge
 from job.intake import read_quietly
+from job.labelling import TASKS
 from job.manifest import packages
 from job.progress import Progress
 from job.redact import redact
@@ -23,27 +24,29 @@ def assess(
     config: RunConfig, plan: Plan, trained: Trained, progress: Progress, result: Result
 ) -> Facts:
     """Score the head on the test images, which neither fit nor the choice of L2 has seen."""
-    embeddings, backbone = trained.embeddings, trained.backbone
-    features, classes = trained.test
+    embeddings, backbone, labelling = trained.embeddings, trained.backbone, TASKS[config.task]
+    features, targets = trained.test
     examples = tuple(e for e in embeddings.index.examples if e.split is Split.TEST)
     labels = embeddings.index.labels
     with progress.phase("evaluate"):
         scores = trained.head.probabilities(features)
-        report = evaluate(scores, classes, labels)
-        unknown = reject(trained.unknown, scores, classes) if trained.unknown else None
+        report = labelling.evaluate(scores, targets, labels, trained.thresholds)
+        unknown = reject(trained.unknown, scores, targets) if trained.unknown else None
         result.metrics = figures(report, trained, unknown)
     with progress.phase("gate"):
-        right = scores.argmax(axis=1) == classes
+        right = labelling.choose(scores, trained.thresholds) == targets
         tested = Answered(examples, backbone.digest, features, right)
         comparison = compare_with_service(
             config, plan.data, plan.models, plan.serving, labels, tested
         )
     return Facts(
         name=config.name,
+        task=config.task,
         labels=labels,
         names=tuple(example.name for example in examples),
-        classes=classes,
+        classes=targets,
         scores=scores,
+        thresholds=trained.thresholds,
         uncalibrated=trained.fit.head.probabilities(features),
         temperature=trained.temperature,
         report=report,
@@ -79,6 +82,7 @@ def pass_judgement(config: RunConfig, report: Report, comparison: Comparison | N
         comparison,
         min_accuracy=config.min_accuracy,
         min_recall_per_class=config.min_recall_per_class,
+        min_mean_average_precision=config.min_mean_average_precision,
         alpha=config.gate_alpha,
     )
 

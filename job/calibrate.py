@@ -5,6 +5,7 @@ Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICM
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,8 @@ class Bin:
     """The examples whose confidence, the largest score, is in (`low`, `high`].
 
     `count` is how many they are, `confidence` their mean confidence and `right` the number that
-    were classified rightly.
+    were classified rightly. Where an image has any number of labels an example is an image and a
+    label, its confidence the score, and `right` the number that have the label.
     """
 
     low: float
@@ -48,6 +50,23 @@ def fit_temperature(logits: np.ndarray, classes: np.ndarray) -> float:
         log_p = log_softmax(wide / np.exp(log_t), axis=1)
         return float(-log_p[np.arange(len(classes)), classes].mean())
 
+    return _least(loss)
+
+
+def fit_binary_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Give the T that minimises the mean binary log loss of sigmoid(logits / T).
+
+    `logits` are float `[n,c]`, `targets` bool `[n,c]`; all images and labels share the T. As for
+    `fit_temperature`, 1.0 where the loss falls all the way: no logit is on the wrong side of 0.
+    """
+    signed = np.where(targets, logits, -logits).astype(np.float64)
+    if (signed >= 0).all():
+        return 1.0
+    return _least(lambda log_t: float(np.logaddexp(0, -signed / np.exp(log_t)).mean()))
+
+
+def _least(loss: Callable[[float], float]) -> float:
+    """Give the temperature whose logarithm has the least loss."""
     bounds = (np.log(LEAST_TEMPERATURE), np.log(GREATEST_TEMPERATURE))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
     return float(np.exp(found.x))
@@ -58,7 +77,20 @@ def reliability(scores: np.ndarray, classes: np.ndarray, bins: int = BINS) -> tu
 
     `scores` are probabilities float `[n,c]`, `classes` int `[n]`.
     """
-    confidence, right = scores.max(axis=1), scores.argmax(axis=1) == classes
+    return _binned(scores.max(axis=1), scores.argmax(axis=1) == classes, bins)
+
+
+def binary_reliability(
+    scores: np.ndarray, targets: np.ndarray, bins: int = BINS
+) -> tuple[Bin, ...]:
+    """Sort every label's score of every image into equal-width bins over (0,1].
+
+    `scores` are probabilities float `[n,c]`, `targets` bool `[n,c]`.
+    """
+    return _binned(scores.ravel(), targets.ravel(), bins)
+
+
+def _binned(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[Bin, ...]:
     edges = np.linspace(0.0, 1.0, bins + 1)
     # A sum of rounded exponentials may pass 1 by an ulp.
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
@@ -80,5 +112,10 @@ def calibration_error(scores: np.ndarray, classes: np.ndarray, bins: int = BINS)
     It is the mean over examples of |accuracy - mean confidence| of the bin that each is in.
     Arguments as for `reliability`; n is at least 1.
     """
-    found = reliability(scores, classes, bins)
-    return sum(abs(b.right - b.count * b.confidence) for b in found) / len(classes)
+    return bins_error(reliability(scores, classes, bins))
+
+
+def bins_error(bins: tuple[Bin, ...]) -> float:
+    """Give the expected calibration error of what is in some bins, at least one."""
+    off = sum(abs(b.right - b.count * b.confidence) for b in bins)
+    return off / sum(b.count for b in bins)

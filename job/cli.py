@@ -106,11 +106,7 @@ def predict(log_format: str, model: str, top: int, images: tuple[Path, ...]) -> 
     if style == "text":
         print_table(summary.prediction_table(answers, min(top, len(loaded.labels))))
     for answer in answers if style == "json" else []:
-        best = dict(zip(answer.labels[:top], answer.scores, strict=False))
-        said: dict[str, Any] = {"error": answer.error} if answer.error else {}
-        said |= {"label": answer.labels[0]} if answer.labels else {}
-        said |= {} if answer.unknown is None else {"unknown": answer.unknown}
-        click.echo(json.dumps({"image": answer.image, **said, "scores": best}))
+        click.echo(json.dumps(answer.as_json(top)))
     if unread := [answer for answer in answers if answer.error]:
         raise DataError(
             f"{len(unread)} of {len(answers)} images could not be read, the first being "
@@ -141,12 +137,17 @@ def evaluate(
     import_tensorflow()
     from job import predict as prediction
     from job import summary
+    from job.labelling import TASKS
     from job.sources import find_images
     from job.storage import open_store
 
     loaded = prediction.load_model(model)
     with progress.phase("evaluate") as advance:
-        found = find_images(data, lambda uri: open_store(uri, connections=fetch_threads))
+        found = find_images(
+            data,
+            lambda uri: open_store(uri, connections=fetch_threads),
+            several=TASKS[loaded.task].several,
+        )
         done = prediction.evaluate_model(
             loaded, found, split=split, threads=fetch_threads, advance=advance
         )

@@ -20,6 +20,7 @@ from job.forward import Forward
 from job.images import loader
 from job.storage import Readable
 from job.stream import Decode, Loaded, Skipped, load_batches
+from job.targets import Targets, class_indices
 from job.traits import TRAITS, traits
 
 # Rows that are moved at once when unreadable images leave gaps: 40 MiB of 1,280 features.
@@ -53,11 +54,13 @@ class Embeddings:
         """Give how many of the embeddings had to be computed."""
         return len(self.index.examples) - self.hits
 
-    def side(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Give one side of the split: features float32 `[n,d]`, a view, and int64 `[n]` classes."""
+    def side(self, split: Split, targets: Targets = class_indices) -> tuple[np.ndarray, np.ndarray]:
+        """Give one side of the split: features float32 `[n,d]`, a view, and what `targets` gives.
+
+        By default those are int64 `[n]` classes.
+        """
         rows = self.index.rows(split)
-        classes = [example.class_index for example in self.index.examples[rows]]
-        return self.features[rows], np.array(classes, np.int64)
+        return self.features[rows], targets(self.index.examples[rows], len(self.index.labels))
 
 
 def embed(

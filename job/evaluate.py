@@ -20,32 +20,46 @@ class LabelScore:
     recall: float
     count: int
 
+    def figures(self) -> dict[str, float]:
+        """Give the scores by name, as a table shows them."""
+        return {"precision": self.precision, "recall": self.recall}
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """Scores of a model on n examples.
 
     `metrics` holds the value of every entry of `METRICS`; `accuracy_ci95` the Wilson interval of
-    the accuracy; `confusion[i, j]` how many examples of class i were taken for class j.
+    the accuracy; `confusion[i, j]` how many examples of class i were taken for class j, None where
+    an example has any number of labels. `accuracy_name` is the metric that counts examples which
+    are wholly right.
     """
 
     n: int
     metrics: dict[str, float]
     accuracy_ci95: tuple[float, float]
     per_label: tuple[LabelScore, ...]
-    confusion: np.ndarray
+    confusion: np.ndarray | None = None
+    accuracy_name: str = "accuracy"
 
     @property
     def accuracy(self) -> float:
-        """The share of examples whose most probable class is the true one."""
-        return self.metrics["accuracy"]
+        """The share of examples that are right: the true class, or exactly the true labels."""
+        return self.metrics[self.accuracy_name]
+
+    @property
+    def accuracy_words(self) -> str:
+        """What the accuracy is called, as words."""
+        return self.accuracy_name.replace("_", " ")
 
     def as_json(self, prefix: str) -> dict[str, object]:
         """Give the figures under `<prefix>_<metric>` names, rounded to 6 decimals."""
         figures: dict[str, object] = {
             f"{prefix}_{name}": round(value, 6) for name, value in self.metrics.items()
         }
-        figures[f"{prefix}_accuracy_ci95"] = [round(bound, 6) for bound in self.accuracy_ci95]
+        figures[f"{prefix}_{self.accuracy_name}_ci95"] = [
+            round(bound, 6) for bound in self.accuracy_ci95
+        ]
         figures[f"n_{prefix}"] = self.n
         return figures
 

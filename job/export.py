@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from job.backbone import Backbone
@@ -20,6 +21,9 @@ LABELS = "labels.txt"
 FROZEN_INPUT = "image"
 FROZEN_OUTPUT = "final_result"
 
+# What `head.ACTIVATIONS` are in a graph.
+ACTIVATIONS: dict[str, Callable[..., Any]] = {"softmax": tf.nn.softmax, "sigmoid": tf.nn.sigmoid}
+
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
@@ -27,7 +31,8 @@ class Classifier:
 
     `exact` and `max_pixels` are how images were decoded in training, as in `images.preprocess`.
     `unknown` is the best score, a probability, below which an image is of no label; None: it is
-    always of one.
+    always of one. `thresholds`, float32 `[c]`, are the scores from which on labels are selected;
+    None: they are not, an image has one label.
     """
 
     backbone: Backbone
@@ -36,6 +41,7 @@ class Classifier:
     exact: bool = False
     max_pixels: int = MAX_PIXELS
     unknown: float | None = None
+    thresholds: np.ndarray | None = None
 
     def preprocess(self, contents: Any) -> Any:
         """Give image files, strings `[n]`, as float32 `[n,h,w,3]` in [0,1]."""
@@ -47,15 +53,17 @@ class ServedModel(tf.Module):  # type: ignore[misc]
     """Backbone and head as one module, with the two serving signatures.
 
     `serving_default`: `image` float32 `[n,h,w,3]` in [0,1] gives `prediction` float32
-    `[n,classes]`, softmax, in the order of `labels.txt`.
+    `[n,classes]`, after the head's activation, in the order of `labels.txt`.
     `serve_bytes`: `image_bytes` string `[n]` (JPEG, PNG, GIF, BMP, WebP) gives the same
     `prediction`, and `classes` string `[n,classes]` with `scores` float32, the best first. With a
     threshold it also gives `unknown`, bool `[n]`: the first of the `scores` does not reach it.
+    Where labels are selected, `selected` bool `[n,classes]` says which, in the order of
+    `labels.txt`.
 
     The backbone is inside as constants, folded as far as that goes, and once: it loads in a third
     of the time that variables take. Only the head is in `variables/`. The labels are inside as the
     constant behind `classes` and as the asset `assets/labels.txt`; `describe_labels()` of the
-    loaded object gives them with the SHA-256 of that file.
+    loaded object gives them with the SHA-256 of that file, and the `thresholds` if there are any.
     """
 
     def __init__(self, classifier: Classifier, labels_file: Path) -> None:
@@ -79,18 +87,11 @@ class ServedModel(tf.Module):  # type: ignore[misc]
             input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False
         )
         def serve_bytes(image_bytes: Any) -> dict[str, Any]:
-            prediction = self.predict(classifier.preprocess(image_bytes))
-            scores, order = tf.math.top_k(prediction, k=len(classifier.labels))
-            return {
-                "classes": tf.gather(self.labels, order),
-                "scores": scores,
-                "prediction": prediction,
-                **self.judge(scores),
-            }
+            return self.rank(self.predict(classifier.preprocess(image_bytes)))
 
         @tf.function(input_signature=[], autograph=False)  # type: ignore[untyped-decorator]
         def describe_labels() -> dict[str, Any]:
-            return {"labels": self.labels, "sha256": tf.constant(digest)}
+            return {"labels": self.labels, "sha256": tf.constant(digest), **self.limits()}
 
         self.serve_image = serve_image
         self.serve_bytes = serve_bytes
@@ -105,8 +106,27 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         return {} if threshold is None else {"unknown": ~(scores[:, 0] >= threshold)}
 
     def predict(self, image: Any) -> Any:
-        """Give softmax scores float32 `[n,classes]` for images float32 `[n,h,w,3]` in [0,1]."""
-        return tf.nn.softmax(self._classifier.backbone.embed(image) @ self.kernel + self.bias)
+        """Give scores float32 `[n,classes]` in [0,1] for images float32 `[n,h,w,3]` in [0,1]."""
+        logits = self._classifier.backbone.embed(image) @ self.kernel + self.bias
+        return ACTIVATIONS[self._classifier.head.activation](logits)
+
+    def rank(self, prediction: Any) -> dict[str, Any]:
+        """Give the outputs of `serve_bytes` for scores float32 `[n,classes]`."""
+        scores, order = tf.math.top_k(prediction, k=len(self._classifier.labels))
+        answer = {
+            "classes": tf.gather(self.labels, order),
+            "scores": scores,
+            "prediction": prediction,
+            **self.judge(scores),
+        }
+        if self._classifier.thresholds is not None:
+            answer["selected"] = prediction >= self._classifier.thresholds
+        return answer
+
+    def limits(self) -> dict[str, Any]:
+        """Give the `thresholds`, float32 `[classes]`, by that name, where there are any."""
+        given = self._classifier.thresholds
+        return {} if given is None else {"thresholds": tf.constant(given, tf.float32)}
 
 
 def write_saved_model(classifier: Classifier, folder: Path) -> None:
@@ -123,7 +143,7 @@ def frozen_classifier(classifier: Classifier) -> Any:
         shape = backbone.image_spec().shape
         image = tf.compat.v1.placeholder(tf.float32, shape, name=FROZEN_INPUT)
         logits = insert(backbone.graph, image, "backbone") @ head.kernel + head.bias
-        tf.nn.softmax(logits, name=FROZEN_OUTPUT)
+        ACTIVATIONS[head.activation](logits, name=FROZEN_OUTPUT)
     return graph.as_graph_def()
 
 

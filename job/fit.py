@@ -11,7 +11,8 @@ import numpy as np
 from job.checkpoints import Checkpoints
 from job.head import Head
 
-# Features float32 `[n,d]` and class indices int `[n]`.
+# Features float32 `[n,d]` and targets: class indices int `[n]` for a softmax; for a sigmoid bool
+# `[n,c]`, whether each image has each label.
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -64,3 +65,13 @@ def class_weights(classes: np.ndarray, count: int) -> np.ndarray:
     """
     examples = np.bincount(classes, minlength=count)
     return np.where(examples, len(classes) / (count * np.maximum(examples, 1)), 0.0)
+
+
+def label_weights(targets: np.ndarray, count: int) -> np.ndarray:
+    """Give float64 `[2,count]`: what an image without, and with, each label weighs in its loss.
+
+    `targets` are bool `[n,count]`. The weights are those of `class_weights` for each label's own
+    two classes, so that a rare label is not drowned by the images without it.
+    """
+    columns = (class_weights(targets[:, label].astype(int), 2) for label in range(count))
+    return np.array(list(columns)).T

@@ -76,14 +76,47 @@ def compare(
         after_right: the same of the new model.
     """
     fixed, broken = ~before_right & after_right, before_right & ~after_right
-    # Row 0 is the whole test set, row 1 + i class i: one family of tests.
-    groups = np.vstack([np.ones(len(classes), bool), classes == np.arange(len(labels))[:, None]])
-    fixed_counts, broken_counts = (groups & fixed).sum(axis=1), (groups & broken).sum(axis=1)
-    p_values = holm(worse(fixed_counts, broken_counts))
-    counts = zip(labels, groups.sum(axis=1)[1:], fixed_counts[1:], broken_counts[1:], strict=True)
+    groups = classes == np.arange(len(labels))[:, None]
+    counts = groups.sum(axis=1), (groups & fixed).sum(axis=1), (groups & broken).sum(axis=1)
+    return _compared(version, names, labels, before_right, after_right, counts)
+
+
+def compare_labels(
+    version: int,
+    names: Sequence[str],
+    labels: Sequence[str],
+    before_right: np.ndarray,
+    after_right: np.ndarray,
+) -> Comparison:
+    """Compare two models on the same images with any number of labels; there is at least one.
+
+    Arguments as for `compare`, but `before_right` and `after_right` are bool `[n,c]`: whether each
+    image is given each label, or is not, as it should be. All n images are a label's test images.
+    An image counts as right when it is in all its labels.
+    """
+    fixed, broken = ~before_right & after_right, before_right & ~after_right
+    counts = np.full(len(labels), len(names)), fixed.sum(axis=0), broken.sum(axis=0)
+    before, after = np.asarray(before_right.all(axis=1)), np.asarray(after_right.all(axis=1))
+    return _compared(version, names, labels, before, after, counts)
+
+
+def _compared(
+    version: int,
+    names: Sequence[str],
+    labels: Sequence[str],
+    before_right: np.ndarray,
+    after_right: np.ndarray,
+    of_labels: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> Comparison:
+    """Test the whole, bool `[n]`, and each label's counts (images, fixed, broken), int `[c]`."""
+    fixed, broken = ~before_right & after_right, before_right & ~after_right
+    images, mended, lost = of_labels
+    # The whole test set first, then the labels: one family of tests.
+    p_values = holm(worse(np.append(fixed.sum(), mended), np.append(broken.sum(), lost)))
+    counts = zip(labels, images, mended, lost, strict=True)
     per_label = tuple(
-        LabelComparison(label, int(n), int(mended), int(lost), float(p_value))
-        for (label, n, mended, lost), p_value in zip(counts, p_values[1:], strict=True)
+        LabelComparison(label, int(n), int(more), int(less), float(p_value))
+        for (label, n, more, less), p_value in zip(counts, p_values[1:], strict=True)
     )
     return Comparison(
         version,
@@ -105,6 +138,7 @@ def judge(
     min_accuracy: float | None,
     min_recall_per_class: float | None,
     alpha: float,
+    min_mean_average_precision: float | None = None,
 ) -> Verdict:
     """Hold a model's test scores against the minima and against the version in service.
 
@@ -113,8 +147,9 @@ def judge(
     a `comparison`, as for the first version, there is nothing to be worse than.
     """
     reasons = list(_below_minimum(report, min_accuracy, min_recall_per_class))
+    reasons += _imprecise(report, min_mean_average_precision)
     if comparison is not None:
-        reasons += _significantly_worse(comparison, alpha)
+        reasons += _significantly_worse(comparison, alpha, report.accuracy_words)
     return Verdict(not reasons, tuple(reasons))
 
 
@@ -123,10 +158,10 @@ def _below_minimum(
 ) -> Iterator[str]:
     # Asked as "not at least", so that a figure that is no number is refused as well.
     if min_accuracy is not None and not report.accuracy >= min_accuracy:
-        right = int(report.confusion.trace())
+        right = round(report.accuracy * report.n)
         yield (
-            f"the accuracy is {report.accuracy:.4f} ({right} of {report.n} test images), "
-            f"expected at least {min_accuracy:g}"
+            f"the {report.accuracy_words} is {report.accuracy:.4f} ({right} of {report.n} test "
+            f"images), expected at least {min_accuracy:g}"
         )
     for score in report.per_label:
         if min_recall is None:
@@ -144,12 +179,21 @@ def _below_minimum(
             )
 
 
-def _significantly_worse(comparison: Comparison, alpha: float) -> Iterator[str]:
+def _imprecise(report: Report, minimum: float | None) -> Iterator[str]:
+    name = "mean_average_precision"
+    if minimum is not None and not report.metrics[name] >= minimum:
+        yield (
+            f"the mean average precision is {report.metrics[name]:.4f} on {report.n} test images, "
+            f"expected at least {minimum:g}"
+        )
+
+
+def _significantly_worse(comparison: Comparison, alpha: float, accuracy: str) -> Iterator[str]:
     than = f"than version {comparison.version}, which is in service"
     if comparison.p_value <= alpha:
         low, high = comparison.difference_ci95
         yield (
-            f"the accuracy is significantly worse {than}: {comparison.accuracy_after:.4f} after "
+            f"the {accuracy} is significantly worse {than}: {comparison.accuracy_after:.4f} after "
             f"{comparison.accuracy_before:.4f} on {comparison.n} test images (95 % interval of "
             f"the difference {low:+.4f} to {high:+.4f}), {len(comparison.broken)} newly wrong and "
             f"{len(comparison.fixed)} newly right, p = {comparison.p_value:.2g}, expected above "

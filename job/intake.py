@@ -19,13 +19,13 @@ def open_place(config: ReadOptions, uri: str) -> Store:
     return open_store(uri, connections=config.fetch_threads, deadline=config.storage_deadline)
 
 
-def open_data(config: ReadOptions) -> Found:
-    """List the images that are asked for."""
+def open_data(config: ReadOptions, *, several: bool = False) -> Found:
+    """List the images that are asked for; `several` is that of `find_images`."""
     files = [name[1:] for name in config.exclude if name.startswith("@")]
     patterns = tuple(name for name in config.exclude if not name.startswith("@"))
     names: frozenset[str] = frozenset().union(*(_read_names(config, file) for file in files))
     select = Selection(config.include, patterns, names)
-    found = find_images(config.data, partial(open_place, config), select)
+    found = find_images(config.data, partial(open_place, config), select, several=several)
     for count, what in ((found.excluded, "left out"), (found.unlabelled, "without a label")):
         if count:
             log(f"{count} images are {what}", images=count)

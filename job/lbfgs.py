@@ -1,4 +1,4 @@
-"""Embeddings to a head: multinomial logistic regression, run to its optimum."""
+"""Embeddings to a head: logistic regression, run to its optimum."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from job.checkpoints import State
-from job.fit import Fit, Pair, Session, class_weights
+from job.fit import Fit, Pair, Session
 from job.head import Head
 from job.objective import Problem, Solution
 
@@ -38,6 +38,7 @@ def fit(
     validation: Pair,
     classes: int,
     *,
+    activation: str = "softmax",
     l2: float | None = None,
     balanced: bool = False,
     session: Session | None = None,
@@ -46,22 +47,25 @@ def fit(
     """Fit a head to `train` and choose its penalty on `validation`.
 
     Minimises mean log loss + l2/2 * |kernel|^2, the bias being free; scikit-learn's
-    LogisticRegression has the same optimum at C = 1 / (n * l2). Without an `l2`, `L2_PATH` is
-    followed from the strongest penalty down, each solution being the start of the next, and the
-    penalty with the least validation log loss wins. With `balanced` every class weighs the same in
-    both losses, as by scikit-learn's `class_weight="balanced"`. The session is told of every
-    penalty solved, and keeps what was solved, so that a later call goes on from there.
+    LogisticRegression has the same optimum at C = 1 / (n * l2), and so has its OneVsRestClassifier
+    where the `activation` is the sigmoid. Without an `l2`, `L2_PATH` is followed from the strongest
+    penalty down, each solution being the start of the next, and the penalty with the least
+    validation log loss wins. With `balanced` every class weighs the same in both losses, as by
+    scikit-learn's `class_weight="balanced"`; with the sigmoid a label's classes are the images with
+    it and those without. The session is told of every penalty solved, and keeps what was solved, so
+    that a later call goes on from there.
 
     Features may be a read-only `np.memmap`: above `prepared_elements` elements no copy is made of
     them, and memory does not grow with n beyond a few numbers a row.
     """
-    weights = class_weights(train[1], classes) if balanced else None
     penalties = L2_PATH if l2 is None else (l2,)
     # One BLAS thread: its threads spin while they wait for each other, so that a neighbour on the
     # node makes them thirty times slower than one; and the sums do not depend on their number.
     cores = len(os.sched_getaffinity(0))
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores, "fit") as pool:
-        problem = Problem(train, classes, prepared_elements, pool, weights)
+        problem = Problem(
+            train, classes, prepared_elements, pool, activation=activation, balanced=balanced
+        )
         path = _Path(problem, validation, balanced, session or Session())
         return path.follow(penalties)
 

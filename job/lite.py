@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from job.dataset import Example, Split
-from job.evaluate import accuracy, wilson
+from job.evaluate import wilson
 from job.export import Classifier
 from job.images import loader
+from job.labelling import TASKS, Labelling, Thresholds, wholly
 from job.storage import Readable
 from job.stream import load_batches, require_all
 from job.tflite import CALIBRATION_IMAGES, FORMATS, TFLiteModel, convert
@@ -28,9 +29,9 @@ TOLERANCE = 0.002
 class LiteScore:
     """A TFLite file: its name, its bytes, its accuracy and how far it is from the model.
 
-    `accuracy` is of the test images, `accuracy_ci95` its Wilson interval, `agreement` the share of
-    them that it takes for what the float model takes them for. `off`, of a probability, is the
-    most that it differs from that on the golden images.
+    `accuracy` is of the test images and called as in the model's `Report`, `accuracy_ci95` its
+    Wilson interval, `agreement` the share of them that it takes for what the float model takes them
+    for. `off`, of a probability, is the most that it differs from that on the golden images.
     """
 
     file: str
@@ -39,12 +40,13 @@ class LiteScore:
     accuracy_ci95: tuple[float, float]
     agreement: float
     off: float
+    accuracy_name: str = "accuracy"
 
     def as_json(self) -> dict[str, object]:
         """Give the figures under the names that a result has for them, rounded to 6 decimals."""
         return {
-            "test_accuracy": round(self.accuracy, 6),
-            "test_accuracy_ci95": [round(bound, 6) for bound in self.accuracy_ci95],
+            f"test_{self.accuracy_name}": round(self.accuracy, 6),
+            f"test_{self.accuracy_name}_ci95": [round(bound, 6) for bound in self.accuracy_ci95],
             "agreement": round(self.agreement, 6),
             "bytes": self.size,
         }
@@ -60,13 +62,16 @@ class Asked:
     """What the float model was asked, and its answers.
 
     `examples` are those of the index, in `store`; `scores`, float32 `[n,c]`, is what it gives for
-    the n test images, in their order, and `goldens` the same for some of them, by name.
+    the n test images, in their order, and `goldens` the same for some of them, by name. What an
+    image is taken for by its scores is the labelling's to say.
     """
 
     store: Readable
     examples: tuple[Example, ...]
     scores: np.ndarray
     goldens: dict[str, np.ndarray]
+    labelling: Labelling = TASKS["single"]
+    thresholds: Thresholds = None
 
     def side(self, split: Split) -> list[Example]:
         """Give the examples of one side."""
@@ -115,17 +120,21 @@ def write_tflite(
 
 def _score(path: Path, answers: np.ndarray, asked: Asked) -> LiteScore:
     tests = asked.side(Split.TEST)
-    classes = np.array([example.class_index for example in tests])
-    best = answers.argmax(axis=1)
+    targets = asked.labelling.targets(tests, answers.shape[1])
+    chosen, usual = (
+        asked.labelling.choose(scores, asked.thresholds) for scores in (answers, asked.scores)
+    )
+    right = wholly(chosen == targets)
     rows = {example.name: row for row, example in enumerate(tests)}
     off = [np.abs(answers[rows[name]] - scores).max() for name, scores in asked.goldens.items()]
     return LiteScore(
         path.name,
         path.stat().st_size,
-        accuracy(answers, classes),
-        wilson(int((best == classes).sum()), len(classes)),
-        float((best == asked.scores.argmax(axis=1)).mean()),
+        float(right.mean()),
+        wilson(int(right.sum()), len(right)),
+        float(wholly(chosen == usual).mean()),
         float(max(off)),
+        asked.labelling.accuracy_name,
     )
 
 

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from job.distort import DISTORTION_VERSION
 from job.divide import Divided
 from job.embed import Embeddings
 from job.images import PREPROCESSING_VERSION
+from job.labelling import Thresholds
 from job.ledger import write_ledger
 from job.result import Result
 from job.seal import canonical, describe_files, seal, sha256
@@ -73,18 +74,19 @@ def write_manifest(
     inputs: str,
     features: str,
     temperature: float,
+    thresholds: Thresholds,
     golden: dict[str, Any],
     unknown: Threshold | None,
 ) -> None:
     """Write the tables and the manifest into a bundle, after everything else: it lists every file.
 
-    `examples.csv` has a row for each image that takes part: name, label, split and SHA-256. The
-    manifest holds the digest of that file, so the two together pin every input. `ledger.csv` is for
-    the versions to come. `backbone` is the backbone's digest, `inputs` is from `inputs_digest`,
-    `features` that of the one inside, which fine-tuning changes; `golden` is what the trained model
-    answered to the images in the warm-up records, `unknown` how it tells those of no label, if so.
+    `examples.csv` has a row for each image that takes part: name, label or `labels` as a JSON
+    array, split and SHA-256. The manifest holds the digest of that file, so the two together pin
+    every input. `ledger.csv` is for the versions to come. `backbone` is the backbone's digest,
+    `features` that of the one inside, which fine-tuning changes, `inputs` is from `inputs_digest`.
+    `golden` is what the trained model answered to the images in the warm-up records.
     """
-    _write_examples(folder / "examples.csv", divided.embeddings)
+    _write_examples(folder / "examples.csv", divided.embeddings, config.task)
     write_ledger(folder, divided.ledger)
     origin = _inputs(config, divided.embeddings, backbone, result, sha256(folder / "examples.csv"))
     manifest = {
@@ -96,12 +98,17 @@ def write_manifest(
         "labels": list(divided.embeddings.index.labels),
         "metrics": result.metrics,
         "temperature": temperature,
+        **_limits(thresholds, unknown),
         "golden": golden,
         "files": describe_files(folder),
     }
-    if unknown is not None:
-        manifest["unknown"] = unknown.as_json()
     (folder / "manifest.json").write_text(canonical(seal(manifest)), "utf-8")
+
+
+def _limits(thresholds: Thresholds, unknown: Threshold | None) -> dict[str, Any]:
+    """Give what an answer is told by from the scores, where there is more to it than the best."""
+    limits = {} if thresholds is None else {"thresholds": thresholds.tolist()}
+    return limits if unknown is None else limits | {"unknown": unknown.as_json()}
 
 
 def _inputs(
@@ -128,12 +135,21 @@ def packages() -> dict[str, str]:
     return {"python": platform.python_version(), **versions}
 
 
-def _write_examples(path: Path, embeddings: Embeddings) -> None:
+# The column of an image's labels by task, and what it holds of their names.
+LABEL_COLUMNS: dict[str, tuple[str, Callable[[list[str]], str]]] = {
+    "single": ("label", lambda names: names[0]),
+    "multilabel": ("labels", lambda names: json.dumps(names, ensure_ascii=False)),
+}
+
+
+def _write_examples(path: Path, embeddings: Embeddings, task: str) -> None:
+    column, write = LABEL_COLUMNS[task]
     labels = embeddings.index.labels
     # Names are bytes to an object store; one that is no Unicode is shown escaped, not lost.
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         # RFC 4180's line ends, because Python quotes only those that it writes itself.
         rows = csv.writer(file, lineterminator="\r\n")
-        rows.writerow(["name", "label", "split", "sha256"])
+        rows.writerow(["name", column, "split", "sha256"])
         for example, digest in zip(embeddings.index.examples, embeddings.digests, strict=True):
-            rows.writerow([example.name, labels[example.class_index], example.split, digest])
+            names = [labels[i] for i in example.targets]
+            rows.writerow([example.name, write(names), example.split, digest])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
-from job.fit import Pair
+from job.fit import Pair, class_weights, label_weights
 from job.guard import beat
 from job.head import Head
 
@@ -62,11 +63,15 @@ class Problem:
         count: int,
         limit: int,
         pool: ThreadPoolExecutor,
-        class_weights: np.ndarray | None = None,
+        *,
+        activation: str = "softmax",
+        balanced: bool = False,
     ) -> None:
-        """Prepare features of at most `limit` elements; `class_weights` `[count]`: None is ones."""
-        features, self._classes = train
-        self._class_weights = class_weights
+        """Prepare features of at most `limit` elements; `activation` is a key of LOSSES."""
+        features, self._targets = train
+        self._loss = LOSSES[activation]
+        self._activation = activation
+        self._weights = self._loss.weights(self._targets, count) if balanced else None
         n, width = features.shape
         step = -(-n // max(SAMPLE, width))
         sample = features[::step]
@@ -77,7 +82,7 @@ class Problem:
         self._rough = self._rows.astype(np.float32, copy=False)
         sample = self._rough[::step] if self._prepared else self._turned(sample)
         self._sample = sample.astype(np.float32, copy=False)
-        self._sample_classes = self._classes[::step]
+        self._sample_targets = self._targets[::step]
         blocks = -(-n // BLOCK)
         spans = max(1, min(SPANS, blocks // 8))
         self._bounds = np.minimum(np.linspace(0, blocks, spans + 1).astype(int) * BLOCK, n)
@@ -118,17 +123,14 @@ class Problem:
 
         def add_up(first: int, last: int) -> np.ndarray:
             blocks = (slice(i, min(i + BLOCK, last)) for i in range(first, last, BLOCK))
-            parts = (
-                _losses(rows[b], self._classes[b], weights, shift, self._class_weights)
-                for b in blocks
-            )
+            parts = (self._sums(rows[b], self._targets[b], weights, shift) for b in blocks)
             return sum(parts, np.zeros(1))
 
         # In the order of the rows, whichever is done first. To hand over one span takes longer than
         # to add it up.
         many: Any = self._pool.map if len(self._bounds) > 2 else map
         sums = sum(many(add_up, self._bounds[:-1], self._bounds[1:]), np.zeros(1))
-        sums /= len(self._classes)
+        sums /= len(self._targets)
         errors = sums[-len(bias) :]
         slope = sums[1 : -len(bias)].reshape(weights.shape)
         if not self._prepared:
@@ -139,23 +141,44 @@ class Problem:
     def head(self, flat: np.ndarray) -> Head:
         """Give the head for features as they came.
 
-        A constant more in all biases changes no score: they are given so that they sum to zero.
+        Where a constant more in all biases changes no score, they sum to zero.
         """
         kernel, bias = self._unturned(*self._unpack(flat))
-        return Head(kernel.astype(np.float32), (bias - bias.mean()).astype(np.float32))
+        bias = bias - bias.mean() if self._loss.shifts else bias
+        return Head(kernel.astype(np.float32), bias.astype(np.float32), self._activation)
 
     def _scale(self, flat: np.ndarray, l2: float) -> np.ndarray:
         """Give each parameter's 1 / root of the curvature, the Hessian's diagonal on the sample."""
         kernel, bias = self._unpack(flat)
-        scores = softmax(self._sample @ kernel.astype(np.float32) + bias, axis=1)
+        scores = self._loss.scores(self._sample @ kernel.astype(np.float32) + bias)
         spread = (scores * (1 - scores)).astype(np.float32) / np.float32(len(scores))
-        if self._class_weights is not None:
-            factors = self._class_weights[self._sample_classes]
-            spread *= factors[:, None].astype(np.float32)
+        if self._weights is not None:
+            factors = self._loss.factors(self._weights, self._sample_targets)
+            spread *= factors.astype(np.float32)
         of_kernel = (self._sample**2).T @ spread + l2
         curvature = np.concatenate([of_kernel.ravel(), spread.sum(axis=0)])
         scale: np.ndarray = 1 / np.sqrt(np.maximum(curvature, LEAST_CURVATURE))
         return scale
+
+    def _sums(
+        self, rows: np.ndarray, targets: np.ndarray, kernel: np.ndarray, bias: np.ndarray
+    ) -> np.ndarray:
+        """Give one flat float64 array of sums over rows: the loss, its slopes for kernel and bias.
+
+        Products with `rows` `[n,d]` are in the dtype of `kernel` `[d,c]`, all else is in float64.
+        """
+        n, width = rows.shape
+        piece = n if n % PIECE or PIECE * kernel.size > SMALL_PRODUCT else PIECE
+        pieces = rows.reshape(-1, piece, width).astype(kernel.dtype, copy=False)
+        logits = (pieces @ kernel).reshape(n, -1).astype(np.float64) + bias
+        losses, errors = self._loss.errors(logits, targets)
+        if self._weights is not None:
+            factors = self._loss.factors(self._weights, targets)
+            losses *= factors
+            errors *= factors
+        parts = errors.astype(kernel.dtype).reshape(*pieces.shape[:2], -1)
+        slope = (parts.transpose(0, 2, 1) @ pieces).sum(axis=0, dtype=np.float64).T
+        return np.concatenate([[losses.sum()], slope.ravel(), errors.sum(axis=0)])
 
     def _turned(self, features: np.ndarray) -> np.ndarray:
         turned: np.ndarray = (features - self._mean) @ self._axes
@@ -171,36 +194,57 @@ class Problem:
         return flat[:width].reshape(self._shape), flat[width:]
 
 
-def _losses(
-    rows: np.ndarray,
-    classes: np.ndarray,
-    kernel: np.ndarray,
-    bias: np.ndarray,
-    class_weights: np.ndarray | None,
-) -> np.ndarray:
-    """Give one flat float64 array of sums over rows: the log loss, its slopes for kernel and bias.
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What is minimised over n examples and c labels, apart from the penalty.
 
-    Products with `rows` `[n,d]` are in the dtype of `kernel` `[d,c]`, all else is in float64. A row
-    counts as much as its class weighs, `[c]`; None: they weigh 1.
+    `scores` turns logits `[n,c]` into probabilities. `errors` gives the log loss of each example,
+    `[n,1]`, or of each of its labels, `[n,c]`, and the slopes for the logits, `[n,c]`; it may
+    overwrite the logits. `weights` are those of balanced targets, and `factors` what they multiply
+    the losses and slopes of targets with. `shifts`: a constant more in all biases changes no score.
     """
-    n, width = rows.shape
-    piece = n if n % PIECE or PIECE * kernel.size > SMALL_PRODUCT else PIECE
-    pieces = rows.reshape(-1, piece, width).astype(kernel.dtype, copy=False)
-    logits = (pieces @ kernel).reshape(n, -1).astype(np.float64) + bias
+
+    scores: Callable[[np.ndarray], np.ndarray]
+    errors: Callable[[np.ndarray, np.ndarray], Pair]
+    weights: Callable[[np.ndarray, int], np.ndarray]
+    factors: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    shifts: bool
+
+
+def _softmax_errors(logits: np.ndarray, classes: np.ndarray) -> Pair:
     logits -= logits.max(axis=1, keepdims=True)
-    true = np.arange(n), classes
+    true = np.arange(len(logits)), classes
     errors = np.exp(logits)
     totals = errors.sum(axis=1)
-    loss = np.log(totals) - logits[true]
+    losses = np.log(totals) - logits[true]
     errors /= totals[:, None]
     errors[true] -= 1
-    if class_weights is not None:
-        factors = class_weights[classes]
-        loss *= factors
-        errors *= factors[:, None]
-    parts = errors.astype(kernel.dtype).reshape(*pieces.shape[:2], -1)
-    slope = (parts.transpose(0, 2, 1) @ pieces).sum(axis=0, dtype=np.float64).T
-    return np.concatenate([[loss.sum()], slope.ravel(), errors.sum(axis=0)])
+    return losses[:, None], errors
+
+
+def _sigmoid_errors(logits: np.ndarray, targets: np.ndarray) -> Pair:
+    losses = np.logaddexp(0, np.where(targets, -logits, logits))
+    return losses, expit(logits) - targets
+
+
+# With the sigmoid it is the sum of c binary log losses, one label against the rest: its optimum is
+# that of c logistic regressions, each by itself, at the same penalty.
+LOSSES: dict[str, Loss] = {
+    "softmax": Loss(
+        lambda logits: softmax(logits, axis=1),
+        _softmax_errors,
+        class_weights,
+        lambda weights, classes: weights[classes][:, None],
+        shifts=True,
+    ),
+    "sigmoid": Loss(
+        expit,
+        _sigmoid_errors,
+        label_weights,
+        lambda weights, targets: np.where(targets, weights[1], weights[0]),
+        shifts=False,
+    ),
+}
 
 
 def _principal_axes(centred: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ goes through `shown` and then through the template's escaping, whoever chose it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ import jinja2
 from markupsafe import Markup
 
 from job import figures
-from job.calibrate import Bin, calibration_error, reliability
+from job.calibrate import Bin, bins_error
 from job.evaluate import LabelScore, wilson
+from job.multilabel import mistakes
 from job.thumbnails import thumbnails
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ MOST_MATRIX_LABELS = 40
 MOST_CONFUSIONS = 8
 MOST_NAMES = 200
 BARS = 3
+LABEL_BARS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ class Diagram:
 
 def render(facts: Facts) -> str:
     """Give the page; reads the test images that it shows through `facts.read_image`."""
-    wrong = figures.mistakes(facts.scores, facts.classes)
+    page = PAGES[facts.task]
+    wrong = page.mistakes(facts)
     rows = {name: row for row, name in enumerate(facts.names)}
     changed = facts.comparison
     broken = [rows[name] for name in changed.broken] if changed else []
@@ -89,21 +92,21 @@ def render(facts: Facts) -> str:
     shown = [wrong[:MOST_MISTAKES], broken[:MOST_CHANGED], fixed[:MOST_CHANGED]]
     names = [facts.names[row] for part in shown for row in part]
     pictures = thumbnails(names, facts.read_image)
-    mistakes, broken_cards, fixed_cards = (
-        [card(facts, row, pictures[facts.names[row]]) for row in part] for part in shown
+    wrong_cards, broken_cards, fixed_cards = (
+        [Card(facts.names[row], pictures[facts.names[row]], page.bars(facts, row)) for row in part]
+        for part in shown
     )
     return (
         environment()
-        .get_template("report.html")
+        .get_template(page.template)
         .render(
             facts=facts,
             report=facts.report,
             comparison=changed,
             rows=[label_row(score) for score in figures.weakest_first(facts.report.per_label)],
-            matrix=figures.matrix(facts.report.confusion, facts.labels, MOST_MATRIX_LABELS),
-            confusions=figures.confusions(facts.report.confusion)[:MOST_CONFUSIONS],
+            **page.others(facts),
             diagrams=diagrams(facts),
-            mistakes=mistakes,
+            mistakes=wrong_cards,
             mistake_count=len(wrong),
             broken=broken_cards,
             fixed=fixed_cards,
@@ -114,13 +117,75 @@ def render(facts: Facts) -> str:
     )
 
 
-def card(facts: Facts, row: int, picture: str | None) -> Card:
-    """Give an image's card: its best scores, the true label's always among them."""
+def _best_bars(facts: Facts, row: int) -> tuple[Bar, ...]:
+    """Give an image's best scores, the true label's always among them."""
     scores, true = facts.scores[row], int(facts.classes[row])
     order = [int(i) for i in (-scores).argsort(kind="stable")]
     kept = order[:BARS] if true in order[:BARS] else [*order[: BARS - 1], true]
-    bars = tuple(Bar(facts.labels[i], float(scores[i]), i == true, i == order[0]) for i in kept)
-    return Card(facts.names[row], picture, bars)
+    return tuple(Bar(facts.labels[i], float(scores[i]), i == true, i == order[0]) for i in kept)
+
+
+def _wrong_bars(facts: Facts, row: int) -> tuple[Bar, ...]:
+    """Give an image's labels, true or selected, by falling score; those that are wrong first."""
+    scores, true = facts.scores[row], facts.classes[row]
+    selected = facts.labelling.choose(scores, facts.thresholds)
+    order = [int(i) for i in (-scores).argsort(kind="stable") if true[i] or selected[i]]
+    order.sort(key=lambda i: bool(true[i] == selected[i]))
+    return tuple(
+        Bar(facts.labels[i], float(scores[i]), bool(true[i]), bool(selected[i]))
+        for i in order[:LABEL_BARS]
+    )
+
+
+def _confused(facts: Facts) -> dict[str, Any]:
+    confusion = facts.report.confusion
+    if confusion is None:
+        raise ValueError("a report of single labels has a confusion matrix, and there is none")
+    return {
+        "matrix": figures.matrix(confusion, facts.labels, MOST_MATRIX_LABELS),
+        "confusions": figures.confusions(confusion)[:MOST_CONFUSIONS],
+    }
+
+
+def _counted(facts: Facts) -> dict[str, Any]:
+    """Count the labels that were selected wrongly, and those that were missed."""
+    chosen, true = facts.chosen, facts.classes
+    return {
+        "selected_wrongly": int((chosen & ~true).sum()),
+        "missed": int((~chosen & true).sum()),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a task's page has of its own.
+
+    `mistakes` gives the rows of the images that are not right, the surest mistake first, `bars` the
+    scores on an image's card, and `others` what only the template of that name asks for.
+    """
+
+    template: str
+    mistakes: Callable[[Facts], list[int]]
+    bars: Callable[[Facts, int], tuple[Bar, ...]]
+    others: Callable[[Facts], dict[str, Any]]
+
+
+PAGES: dict[str, Page] = {
+    "single": Page(
+        "report.html",
+        lambda facts: figures.mistakes(facts.scores, facts.classes),
+        _best_bars,
+        _confused,
+    ),
+    "multilabel": Page(
+        "multilabel.html",
+        lambda facts: list(
+            dict.fromkeys(m.row for m in mistakes(facts.scores, facts.classes, facts.chosen))
+        ),
+        _wrong_bars,
+        _counted,
+    ),
+}
 
 
 def label_row(score: LabelScore) -> LabelRow:
@@ -135,10 +200,9 @@ def diagrams(facts: Facts) -> list[Diagram]:
     found = []
     after = f"After: scores with temperature {facts.temperature:.2f}"
     for title, scores in (("Before: scores as fitted", facts.uncalibrated), (after, facts.scores)):
-        bins = reliability(scores, facts.classes)
+        bins = facts.labelling.reliability(scores, facts.classes)
         points = tuple(Point(b, b.right / b.count, wilson(b.right, b.count)) for b in bins)
-        error = calibration_error(scores, facts.classes)
-        found.append(Diagram(title, error, points, max(b.count for b in bins)))
+        found.append(Diagram(title, bins_error(bins), points, max(b.count for b in bins)))
     return found
 
 

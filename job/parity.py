@@ -23,6 +23,7 @@ class Expected:
     to the image `names[i]`, whose file is `contents[i]`. `labels[j]` names class index j. The
     tolerances are of a probability; `tflite_tolerance` is that of each TFLite file, by its name.
     An image whose best score does not reach `unknown` is of no label; None: it always is of one.
+    `thresholds`, float32 `[c]`, say which labels are selected; None: none are.
     """
 
     labels: tuple[str, ...]
@@ -33,6 +34,7 @@ class Expected:
     tolerance: float
     tflite_tolerance: dict[str, float]
     unknown: float | None = None
+    thresholds: np.ndarray | None = None
 
 
 def image_problems(signatures: Any, expected: Expected) -> Iterator[str]:
@@ -64,6 +66,7 @@ def bytes_problems(signatures: Any, expected: Expected) -> Iterator[str]:
         yield from _parity(door, answer["prediction"], expected, expected.tolerance)
         yield from _ranking_problems(door, answer, expected)
         yield from _unknown_problems(door, answer, expected)
+        yield from _selection_problems(door, answer, expected)
 
 
 def frozen_problems(path: Path, expected: Expected) -> Iterator[str]:
@@ -160,3 +163,16 @@ def _unknown_problems(
             f"{best[row]:.6f}, expected {wanted[row]} by the threshold {threshold:.6f}"
         )
         return
+
+
+def _selection_problems(
+    door: str, answer: dict[str, np.ndarray], expected: Expected
+) -> Iterator[str]:
+    """Check that `selected` is where the scores reach the thresholds, and only there if at all."""
+    found = answer.get("selected")
+    if expected.thresholds is None:
+        if found is not None:
+            yield f"{door} selects labels, expected no thresholds"
+    elif found is None or not np.array_equal(found, answer["prediction"] >= expected.thresholds):
+        limits = expected.thresholds.tolist()
+        yield f"{door} selects {found}, expected the scores that are at least {limits}"

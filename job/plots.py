@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from job.calibrate import Bin, calibration_error, reliability
+from job.calibrate import Bin, bins_error
 from job.evaluate import wilson
 from job.figures import Matrix, matrix, shortened
 
@@ -70,11 +70,19 @@ def _write_counts(axes: Axes, cut: Matrix, size: float) -> None:
 
 
 def plot_reliability(
-    path: Path, before: np.ndarray, after: np.ndarray, classes: np.ndarray, temperature: float
+    path: Path,
+    before: tuple[Bin, ...],
+    after: tuple[Bin, ...],
+    temperature: float,
+    *,
+    share: str = "accuracy",
+    sureness: str = "confidence: the largest score",
+    counted: str = "images",
 ) -> None:
     """Write accuracy against confidence before and after temperature scaling.
 
-    `before` and `after` are probabilities float `[n,c]`, `classes` int `[n]`.
+    `share` is what the share of a bin is called, `sureness` what its examples were sorted by and
+    `counted` what they are.
     """
     figure = _figure(9.0, 5.6)
     titles = ("before temperature scaling", f"after, with T = {temperature:.2f}")
@@ -82,12 +90,11 @@ def plot_reliability(
         2, 2, height_ratios=(4, 1), hspace=0.08, wspace=0.2, top=0.9, bottom=0.18,
         left=0.09, right=0.98,
     )  # fmt: skip
-    for column, (title, scores) in enumerate(zip(titles, (before, after), strict=True)):
-        bins = reliability(scores, classes)
-        error = calibration_error(scores, classes)
+    for column, (title, bins) in enumerate(zip(titles, (before, after), strict=True)):
+        error = bins_error(bins)
         axes = figure.add_subplot(grid[0, column])
         axes.set_title(f"{title}\ncalibration error {100 * error:.1f} %", fontsize=11)
-        _draw_reliability(axes, bins)
+        _draw_reliability(axes, bins, share, counted)
         counts = figure.add_subplot(grid[1, column], sharex=axes)
         counts.bar(
             [b.low for b in bins],
@@ -97,13 +104,13 @@ def plot_reliability(
             color="#9a9a9a",
             edgecolor="white",
         )
-        counts.set_xlabel("confidence: the largest score")
-        counts.set_ylabel("images")
+        counts.set_xlabel(sureness)
+        counts.set_ylabel(counted)
     figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=_DPI)
 
 
-def _draw_reliability(axes: Axes, bins: tuple[Bin, ...]) -> None:
+def _draw_reliability(axes: Axes, bins: tuple[Bin, ...], share: str, counted: str) -> None:
     shares = np.array([b.right / b.count for b in bins])
     bounds = np.array([wilson(b.right, b.count) for b in bins])
     sizes = np.array([b.count for b in bins]) / max(b.count for b in bins)
@@ -112,9 +119,9 @@ def _draw_reliability(axes: Axes, bins: tuple[Bin, ...]) -> None:
     axes.vlines(confidence, *bounds.T, color=(*RIGHT, 0.4), linewidth=2.5, label="95 % interval")
     area = 30 + 150 * sizes
     axes.scatter(
-        confidence, shares, area, color=(*RIGHT, 0.85), zorder=3, clip_on=False, label="images"
+        confidence, shares, area, color=(*RIGHT, 0.85), zorder=3, clip_on=False, label=counted
     )
-    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel=share)
     axes.tick_params(labelbottom=False)
     axes.grid(color="#e3e3e3", linewidth=0.6)
 

@@ -14,11 +14,12 @@ import tensorflow as tf
 from job.dataset import Example
 from job.documents import parse_object
 from job.errors import ConfigError, DataError, brief
-from job.evaluate import Report, evaluate
+from job.evaluate import Report
 from job.formats import MAX_PIXELS
 from job.head import Head
 from job.images import UnreadableImage, loader
 from job.index import labelled
+from job.labelling import TASKS, Thresholds, task_of, thresholds_of
 from job.labels import label_line, quoted
 from job.ledger import EXAMPLES, LEDGER, Ledger, parse_ledger
 from job.publish import in_service, read_channels, read_listing
@@ -34,6 +35,7 @@ BATCH_SIZE = 32
 class Model:
     """A loaded version; `signatures` are the SavedModel's own, by name.
 
+    `task` is a key of `labelling.TASKS`, and `thresholds` are as that wants them.
     `loaded` is kept because the signatures' variables live only as long as it does. `exact` and
     `max_pixels` are how it decodes images, as in `images.preprocess`. `ledger` says on which side
     of the split the images were.
@@ -41,6 +43,8 @@ class Model:
 
     uri: str
     labels: tuple[str, ...]
+    task: str
+    thresholds: Thresholds
     manifest: dict[str, Any]
     exact: bool
     max_pixels: int
@@ -71,6 +75,7 @@ class Prediction:
     """What a model says of one image: labels and scores, the best first, or why it says nothing.
 
     `unknown` is whether it takes the image for one of no label; None: it always names one.
+    `selected` are the labels that reach their thresholds; None where an image has one label.
     """
 
     image: str
@@ -78,6 +83,20 @@ class Prediction:
     scores: tuple[float, ...] = ()
     error: str = ""
     unknown: bool | None = None
+    selected: tuple[str, ...] | None = None
+
+    def as_json(self, top: int) -> dict[str, object]:
+        """Give the answer as `predict` prints it, with the scores of the `top` best labels."""
+        said: dict[str, object] = {"image": self.image}
+        if self.error:
+            said["error"] = self.error
+        elif self.selected is None:
+            said["label"] = self.labels[0]
+        else:
+            said["labels"] = self.selected
+        if self.unknown is not None:
+            said["unknown"] = self.unknown
+        return said | {"scores": dict(zip(self.labels[:top], self.scores, strict=False))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +131,7 @@ def load_model(uri: str) -> Model:
             labels = tuple((folder / "labels.txt").read_text("utf-8").splitlines())
             manifest = parse_object((folder / "manifest.json").read_bytes())
             options = manifest["configuration"]
+            task, thresholds = task_of(manifest), thresholds_of(manifest, labels)
             exact, max_pixels = (
                 bool(options["exact_decode"]),
                 int(options.get("max_pixels", MAX_PIXELS)),
@@ -128,7 +148,10 @@ def load_model(uri: str) -> Model:
                 f"{place} is no whole version: {error}",
                 hint="give --model a folder that Regraft published",
             ) from error
-    return Model(place, labels, manifest, exact, max_pixels, signatures, loaded, ledger)
+    return Model(
+        place, labels, task, thresholds, manifest, exact, max_pixels, signatures, loaded,
+        ledger,
+    )  # fmt: skip
 
 
 def read_head(version: Store) -> Head:
@@ -186,7 +209,11 @@ def predict(model: Model, images: list[Path]) -> Iterator[Prediction]:
         labels = tuple(name.decode() for name in answer["classes"].numpy()[0])
         scores = tuple(map(float, answer["scores"].numpy()[0]))
         unknown = bool(answer["unknown"].numpy()[0]) if "unknown" in answer else None
-        yield Prediction(str(path), labels, scores, unknown=unknown)
+        selected = None
+        if "selected" in answer:
+            chosen = {model.labels[i] for i in np.flatnonzero(answer["selected"].numpy()[0])}
+            selected = tuple(label for label in labels if label in chosen)
+        yield Prediction(str(path), labels, scores, unknown=unknown, selected=selected)
 
 
 def evaluate_model(
@@ -219,8 +246,10 @@ def evaluate_model(
             f"{found.store.uri}: no image of the split {split!r} could be read",
             hint="`--split all` scores every image",
         )
-    classes = np.array([scored.examples[row].class_index for row in rows])
-    return Evaluation(evaluate(scored.scores[rows], classes, model.labels), scored.skipped)
+    labelling, labels = TASKS[model.task], model.labels
+    targets = labelling.targets([scored.examples[row] for row in rows], len(labels))
+    report = labelling.evaluate(scored.scores[rows], targets, labels, model.thresholds)
+    return Evaluation(report, scored.skipped)
 
 
 def score_images(

@@ -66,11 +66,12 @@ def write_bundle(
     bundle, embeddings = source.scratch / "bundle", trained.embeddings
     with progress.phase("export", len(EXPORTERS) + len(config.tflite)) as advance:
         goldens = choose_goldens(source.plan, embeddings, facts)
-        labels = embeddings.index.labels
-        classifier = as_classifier(config, trained.backbone, trained.head, labels, trained.unknown)
+        classifier = as_classifier(
+            config, trained.backbone, trained.head, facts.labels,
+            thresholds=trained.thresholds, unknown=trained.unknown,
+        )  # fmt: skip
         export(classifier, bundle, advance=advance)
-        predictions = {golden.name: golden.prediction for golden in goldens}
-        asked = Asked(source.plan.data, embeddings.index.examples, facts.scores, predictions)
+        asked = ask_again(source.plan, embeddings, facts, goldens)
         lite = write_tflite(
             bundle, config.tflite, classifier, asked,
             threads=config.fetch_threads, advance=advance,
@@ -79,19 +80,28 @@ def write_bundle(
         write_warmup(bundle, goldens)
         write_report(bundle / "report", replace(facts, lite=lite))
         write_manifest(
-            bundle,
-            config,
-            trained.divided,
-            source.backbone.digest,
-            result,
+            bundle, config, trained.divided, source.backbone.digest, result,
             inputs=trained.inputs,
             features=trained.backbone.digest,
             temperature=trained.temperature,
+            thresholds=trained.thresholds,
             unknown=trained.unknown,
             golden=golden_record(goldens)
             | {"tflite_tolerance": {score.file: score.tolerance for score in lite}},
-        )
+        )  # fmt: skip
     return bundle, goldens
+
+
+def ask_again(plan: Plan, embeddings: Embeddings, facts: Facts, goldens: list[Golden]) -> Asked:
+    """Give what the TFLite files are to be asked, with the trained model's answers."""
+    return Asked(
+        plan.data,
+        embeddings.index.examples,
+        facts.scores,
+        {golden.name: golden.prediction for golden in goldens},
+        facts.labelling,
+        facts.thresholds,
+    )
 
 
 def choose_goldens(plan: Plan, embeddings: Embeddings, facts: Facts) -> list[Golden]:
@@ -102,8 +112,10 @@ def choose_goldens(plan: Plan, embeddings: Embeddings, facts: Facts) -> list[Gol
     tests = [e for e in embeddings.index.examples if e.split is Split.TEST]
     smallest: dict[int, int] = {}
     for row in sorted(range(len(tests)), key=lambda row: tests[row].entry.size):
-        smallest.setdefault(tests[row].class_index, row)
-    chosen = [row for _, row in sorted(smallest.items())][:MAX_GOLDENS]
+        for label in tests[row].targets:
+            smallest.setdefault(label, row)
+    # Where images have several labels, one may be the smallest of more than one.
+    chosen = list(dict.fromkeys(row for _, row in sorted(smallest.items())))[:MAX_GOLDENS]
     try:
         contents = [plan.data.read(tests[row].name, tests[row].entry) for row in chosen]
     except FileNotFoundError as error:

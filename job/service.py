@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,8 +14,9 @@ from job.config import RunConfig
 from job.dataset import Example, Index
 from job.documents import parse_object
 from job.errors import ConfigError, PublishError
-from job.gate import Comparison, compare
+from job.gate import Comparison
 from job.images import PREPROCESSING_VERSION
+from job.labelling import TASKS, Thresholds, task_of, thresholds_of
 from job.manifest import inputs_digest
 from job.predict import load_model, read_head, score_images
 from job.progress import log
@@ -125,7 +127,8 @@ class Answered:
     """The test images, n of them, and a new model's answers to them.
 
     `features` are their embeddings, float32 `[n,d]`, of the backbone with the digest `backbone`;
-    `right`, bool `[n]`, is whether the new model takes each for what it is.
+    `right`, bool `[n]`, is whether the new model takes each for what it is; where images have any
+    number of labels it is bool `[n,c]`, whether it is right about each label.
     """
 
     examples: tuple[Example, ...]
@@ -135,11 +138,40 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class _Guesses:
-    """The labels that a version gives to some test images: `labels[i]` to row `rows[i]`."""
+class _Choices:
+    """What a version takes some test images for: row i of `chosen` is of test image `rows[i]`.
+
+    `chosen` is as the task's labelling gives it, of `width` labels: those of the new model and
+    behind them the version's own others.
+    """
 
     rows: list[int]
-    labels: list[str]
+    chosen: np.ndarray
+    width: int
+
+
+def _choose(
+    task: str,
+    labels: tuple[str, ...],
+    rows: list[int],
+    scores: np.ndarray,
+    theirs: Sequence[str],
+    thresholds: Thresholds,
+) -> _Choices:
+    """Choose by a version's scores, float32 `[m,k]`, one for each of `theirs`.
+
+    A label that it does not know has a score that is below all others and any threshold. Raises
+    ValueError where there are not as many scores as labels.
+    """
+    names = [*labels, *(label for label in theirs if label not in labels)]
+    known = [names.index(label) for label in theirs]
+    arranged = np.full((len(scores), len(names)), -np.inf, np.float32)
+    arranged[:, known] = scores
+    if thresholds is not None:
+        limits = np.zeros(len(names), np.float32)
+        limits[known] = thresholds
+        thresholds = limits
+    return _Choices(rows, TASKS[task].choose(arranged, thresholds), len(names))
 
 
 def compare_with_service(
@@ -159,24 +191,29 @@ def compare_with_service(
         return None
     try:
         version = models.child(str(serving.version))
-        guesses = _ask_head(config, version, tested) or _ask_model(config, version, data, tested)
+        found = _ask_head(config, version, labels, tested) or _ask_model(
+            config, version, data, labels, tested
+        )
     except ConfigError as error:
         message = f"no comparison with version {serving.version}: {error.message}"
         log(message, level=logging.WARNING)
         return None
-    examples = [tested.examples[row] for row in guesses.rows]
-    truth = [labels[example.class_index] for example in examples]
-    return compare(
+    labelling = TASKS[config.task]
+    examples = [tested.examples[row] for row in found.rows]
+    targets = labelling.targets(examples, found.width)
+    return labelling.compare(
         serving.version,
         [example.name for example in examples],
         labels,
-        np.array([example.class_index for example in examples]),
-        np.array([a == b for a, b in zip(guesses.labels, truth, strict=True)], bool),
-        tested.right[guesses.rows],
+        targets,
+        found.chosen == targets,
+        tested.right[found.rows],
     )
 
 
-def _ask_head(config: RunConfig, version: Store, tested: Answered) -> _Guesses | None:
+def _ask_head(
+    config: RunConfig, version: Store, labels: tuple[str, ...], tested: Answered
+) -> _Choices | None:
     """Apply a version's head to the embeddings; None unless they are what its backbone gives."""
     try:
         manifest = parse_object(version.read("manifest.json"))
@@ -187,20 +224,27 @@ def _ask_head(config: RunConfig, version: Store, tested: Answered) -> _Guesses |
             and inputs["preprocessing"] == PREPROCESSING_VERSION
             and options["image_size"] == config.image_size
             and options["exact_decode"] == config.exact_decode
+            and task_of(manifest) == config.task
         )
         if not same:
             return None
-        scores = read_head(version).logits(tested.features)
-        best = [names[index] for index in scores.argmax(axis=1)]
+        head = replace(read_head(version), activation=TASKS[config.task].activation)
+        scores = head.probabilities(tested.features)
+        rows = list(range(len(scores)))
+        thresholds = thresholds_of(manifest, names)
+        return _choose(config.task, labels, rows, scores, names, thresholds)
     except (ConfigError, FileNotFoundError, ValueError, LookupError, TypeError):
         return None  # what is wrong with it is told when the model is loaded
-    return _Guesses(list(range(len(best))), best)
 
 
-def _ask_model(config: RunConfig, version: Store, data: Readable, tested: Answered) -> _Guesses:
+def _ask_model(
+    config: RunConfig, version: Store, data: Readable, labels: tuple[str, ...], tested: Answered
+) -> _Choices:
     """Load a version and ask it; test images that cannot be read any more are left out."""
     model = load_model(version.uri)
+    if model.task != config.task:
+        raise ConfigError(f"it was trained with --task {model.task}, not {config.task}")
     scored = score_images(model, data, tested.examples, threads=config.fetch_threads)
     place = {example.name: row for row, example in enumerate(tested.examples)}
-    best = [model.labels[index] for index in scored.scores.argmax(axis=1)]
-    return _Guesses([place[example.name] for example in scored.examples], best)
+    rows = [place[example.name] for example in scored.examples]
+    return _choose(config.task, labels, rows, scored.scores, model.labels, model.thresholds)

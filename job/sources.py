@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -67,7 +68,7 @@ class Found:
     """What the sources hold: a place to read from, and a row an image.
 
     `empty` are folders without images. `excluded` is how many images a selection left out,
-    `unlabelled` how many rows of import files name no label.
+    `unlabelled` how many rows of import files name no label, and are left out for it.
     """
 
     store: Readable
@@ -104,10 +105,13 @@ class Union:
 def find_images(
     uris: tuple[str, ...], open_at: Open, select: Selection | None = None, *, several: bool = False
 ) -> Found:
-    """List every source; `several` says that an image may have several labels.
+    """List every source; `several` says that an image may have several labels, or none of them.
 
-    Names are relative to the source where there is one only, and whole URIs otherwise. Raises
-    DataError for an import file that is none, and for an image under two labels or uses.
+    Of an import file's rows without a label those whose list of labels is there and empty are known
+    to have none; the others have none yet, and are left out. Unless an image may have `several`,
+    both are. Names are relative to the source where there is one only, and whole URIs otherwise.
+    Raises DataError for an import file that is none, for an image under two uses, and for one under
+    several labels unless it may have them.
     """
     alone = len(uris) == 1
     if alone and not is_manifest(uris[0]):
@@ -115,7 +119,7 @@ def find_images(
         found = folder_rows(store)
         return _selected(store, found.rows, found, select)
     parts = [
-        _import_rows(uri, open_at, alone) if is_manifest(uri) else _folder(uri, open_at)
+        _import_rows(uri, open_at, alone, several) if is_manifest(uri) else _folder(uri, open_at)
         for uri in uris
     ]
     places = {prefix: store for part in parts for prefix, store in part.places.items()}
@@ -178,7 +182,7 @@ def _folder(uri: str, open_at: Open) -> _Part:
     return _Part(replace(found, rows=tuple(rows)), {prefix: store})
 
 
-def _import_rows(uri: str, open_at: Open, alone: bool) -> _Part:
+def _import_rows(uri: str, open_at: Open, alone: bool, several: bool) -> _Part:
     """Read an import file and look its images up; those that are not there are told when read."""
     base, _, file = uri.rpartition("/")
     folder = open_at(base or ("/" if uri.startswith("/") else "."))
@@ -188,7 +192,7 @@ def _import_rows(uri: str, open_at: Open, alone: bool) -> _Part:
         raise DataError(
             f"{uri} does not exist", hint="give a folder, or a .csv or .jsonl import file"
         ) from error
-    labelled = [item for item in listed if item.labels is not None]
+    labelled = [item for item in listed if item.labels or (several and item.labels is not None)]
     uris = [_whole(uri, folder.uri, item) for item in labelled]
     inside = f"{folder.uri}/"
     places: dict[str, Store] = {}
@@ -242,22 +246,22 @@ def _roots(uris: Iterable[str]) -> list[str]:
 
 
 def _merged(rows: list[Row], several: bool) -> Iterator[Row]:
-    """Give one row an image, in the order of the names."""
+    """Give one row an image, in the order of the names, each label of it once."""
     rows.sort(key=lambda row: row.entry.name)
-    kept: Row | None = None
-    for row in rows:
-        if kept is None or row.entry.name != kept.entry.name:
-            if kept is not None:
-                yield kept
-            kept = row
-            continue
-        labels = dict.fromkeys((*kept.labels, *row.labels))
-        if len({kept.use, row.use}) > 1 or (len(labels) > 1 and not several):
-            what = quoted(labels) if len(labels) > 1 else f"{kept.use} and {row.use}"
+    for name, group in groupby(rows, key=lambda row: row.entry.name):
+        first, *others = group
+        for row in others:
+            if row.use is not first.use:
+                raise DataError(
+                    f"{name} is listed twice, as {first.use} and {row.use}",
+                    hint="remove one of the rows",
+                )
+        labels = tuple(dict.fromkeys(label for row in (first, *others) for label in row.labels))
+        if len(labels) > 1 and not several:
+            what = "is listed twice, as" if others else "has the labels"
             raise DataError(
-                f"{row.entry.name} is listed twice, as {what}",
-                hint="remove one of the rows; images with several labels are --task multilabel",
+                f"{name} {what} {quoted(labels)}, expected one label",
+                hint="keep one of them, or train with --task multilabel; `inspect` looks at images "
+                "with one label each",
             )
-        kept = replace(kept, labels=tuple(labels))
-    if kept is not None:
-        yield kept
+        yield replace(first, labels=labels)

@@ -19,6 +19,7 @@ from job.export import Classifier
 from job.head import Head
 from job.images import PREPROCESSING_VERSION
 from job.intake import index_of, open_data, open_place
+from job.labelling import TASKS, Thresholds
 from job.ledger import Ledger, read_ledger
 from job.memory import check_memory, memory_limit
 from job.progress import Progress, log
@@ -77,7 +78,7 @@ def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
     """Check all that can be checked before a backbone is loaded; `plan` ends here."""
     with progress.phase("index"):
         check_memory(memory_limit())
-        found = open_data(config)
+        found = open_data(config, several=TASKS[config.task].several)
         index = index_of(config, found)
         if config.unknown_rate is not None:
             check_rate(config.unknown_rate, len(index.labels), index.count(Split.VALIDATION))
@@ -153,13 +154,15 @@ def as_classifier(
     backbone: Backbone,
     head: Head,
     labels: tuple[str, ...],
+    *,
+    thresholds: Thresholds = None,
     unknown: Threshold | None = None,
 ) -> Classifier:
     """Give what is exported of a backbone and a head: it decodes as the configuration says."""
     return Classifier(
         backbone, head, labels,
         exact=config.exact_decode, max_pixels=config.max_pixels,
-        unknown=None if unknown is None else unknown.value,
+        thresholds=thresholds, unknown=None if unknown is None else unknown.value,
     )  # fmt: skip
 
 

@@ -39,7 +39,9 @@ def run_summary(config: RunConfig, result: Result, facts: Facts | None) -> Rende
     if facts is not None:
         hits, misses = result.cache["hits"], result.cache["misses"]
         table.add_row("embedded", f"{misses}, and {hits} came from the cache")
-        table.add_row("accuracy", accuracy_text(facts.report))
+        table.add_row(facts.report.accuracy_words, accuracy_text(facts.report))
+        for name in facts.labelling.headline:
+            table.add_row(name.replace("_", " "), f"{100 * facts.report.metrics[name]:.1f} %")
         if facts.comparison is not None:
             table.add_row("before", comparison_text(facts.comparison))
     table.add_row("seconds", ", ".join(f"{k} {v:.1f}" for k, v in result.seconds.items()))
@@ -100,26 +102,33 @@ def serve_command(config: RunConfig, result: Result) -> str:
 
 
 def report_table(title: str, report: Report) -> RenderableType:
-    """Give accuracy, and precision and recall per label."""
+    """Give accuracy, and the scores of each label."""
     table = Table(title=title, title_justify="left", caption=accuracy_text(report))
     table.add_column("label")
-    for name in ("precision", "recall", "images"):
-        table.add_column(name, justify="right")
+    for name in (*report.per_label[0].figures(), "images"):
+        table.add_column(name.replace("_", " "), justify="right")
     for score in report.per_label:
-        table.add_row(
-            Text(score.label), f"{score.precision:.3f}", f"{score.recall:.3f}", f"{score.count}"
-        )
+        shares = (f"{value:.3f}" for value in score.figures().values())
+        table.add_row(Text(score.label), *shares, f"{score.count}")
     return table
 
 
 def prediction_table(predictions: Iterable[Prediction], top: int) -> RenderableType:
-    """Give one row an image, its best labels with their scores; `unknown` before those of none."""
-    table = Table("image", *(f"#{rank + 1}" for rank in range(top)))
-    for item in predictions:
+    """Give one row an image, its best labels with their scores.
+
+    Before them are the labels that are selected, where any are, and `unknown` where it is of none.
+    """
+    items = list(predictions)
+    selecting = any(item.selected is not None for item in items)
+    heads = ["selected"] if selecting else []
+    table = Table("image", *heads, *(f"#{rank + 1}" for rank in range(top)))
+    for item in items:
         best = zip(item.labels[:top], item.scores, strict=False)
         cells = [Text(f"{label} {score:.3f}") for label, score in best]
         if item.unknown:
             cells[0] = Text("unknown, ", style="yellow") + cells[0]
+        if cells and selecting:
+            cells.insert(0, Text(", ".join(item.selected or ())))
         table.add_row(Text(item.image), *(cells or [Text(item.error, style="red")]))
     return table
 

@@ -26,7 +26,7 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from tensorflow.lite.tools import flatbuffer_utils
 
 from job.errors import ConfigError, brief
-from job.export import FROZEN_INPUT, Classifier
+from job.export import ACTIVATIONS, FROZEN_INPUT, Classifier
 from job.guard import beat
 from job.progress import notes_aside
 from job.redact import redact
@@ -84,9 +84,9 @@ def convert(classifier: Classifier, name: str, calibration: Images) -> bytes:
     """Give a classifier as the contents of a TFLite file, of the format `name` of FORMATS.
 
     Its one input `image` is float32 `[1,h,w,3]` in [0,1], its one output `prediction` float32
-    `[1,classes]`, softmax. Those of `tflite-int8` are uint8: `image` is a pixel's bytes (scale
-    1/255, zero point 0) and `prediction` the probability times 256, 255 at most. The same arguments
-    give the same bytes.
+    `[1,classes]`, after the head's activation. Those of `tflite-int8` are uint8: `image` is a
+    pixel's bytes (scale 1/255, zero point 0) and `prediction` the probability times 256, 255 at
+    most. The same arguments give the same bytes.
 
     Args:
         classifier: what is converted.
@@ -135,7 +135,7 @@ class TFLiteModel:
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Give float32 `[n,classes]` in [0,1] for images, float32 `[n,h,w,3]` in [0,1].
 
-        A row sums to 1, but for the rounding of a quantised output to 1/256.
+        After a softmax a row sums to 1, but for the rounding of a quantised output to 1/256.
         """
         scores = np.empty((len(images), self._classes), np.float32)
         count = len(self._interpreters)
@@ -186,7 +186,8 @@ def _function(classifier: Classifier) -> Any:
 
     @tf.function(input_signature=[spec], autograph=False)  # type: ignore[untyped-decorator]
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {PREDICTION: tf.nn.softmax(backbone.embed(image) @ head.kernel + head.bias)}
+        logits = backbone.embed(image) @ head.kernel + head.bias
+        return {PREDICTION: ACTIVATIONS[head.activation](logits)}
 
     return serve
 

@@ -8,7 +8,6 @@ from functools import partial
 
 from job import lbfgs, sgd
 from job.backbone import Backbone
-from job.calibrate import fit_temperature
 from job.checkpoints import Checkpoints
 from job.config import RunConfig
 from job.dataset import Index, Split
@@ -17,6 +16,7 @@ from job.divide import Divided
 from job.embed import Embeddings
 from job.fit import Fit, Pair, Session
 from job.head import Head
+from job.labelling import TASKS, Thresholds
 from job.manifest import inputs_digest, split_digest
 from job.progress import Progress
 from job.recipe import tuning_options
@@ -34,15 +34,16 @@ from job.watch import Watch
 class Trained:
     """What fit made: `head` is the one to export, its logits divided by the temperature.
 
-    `backbone` is the one that the head goes with, `test` the test images as it embeds them.
-    `divided` has the embeddings that the fit began with, `inputs` is the digest of what they are
-    of. `checkpoints` have the fit's state until the model is published. `unknown` is below which
-    best score an image is of no label; None: it never is.
+    `backbone` is the one that the head goes with, `test` the test images as it embeds them, and
+    `thresholds` are for its scores. `divided` has the embeddings that the fit began with, `inputs`
+    is the digest of what they are of. `checkpoints` have the fit's state until the model is
+    published. `unknown` is below which best score an image is of no label; None: it never is.
     """
 
     fit: Fit
     head: Head
     temperature: float
+    thresholds: Thresholds
     backbone: Backbone
     test: Pair
     divided: Divided
@@ -59,10 +60,14 @@ class Trained:
 def train(
     config: RunConfig, source: Source, divided: Divided, progress: Progress, result: Result
 ) -> Trained:
-    """Fit the head, and on the validation images its temperature and what is unknown to it."""
+    """Fit the head, and on the validation images its temperature, thresholds and what is unknown.
+
+    Raises DataError when the training images do not tell some label apart from the rest.
+    """
     embeddings, plan, backbone = divided.embeddings, source.plan, source.backbone
-    labels = embeddings.index.labels
-    validation = embeddings.side(Split.VALIDATION)
+    labelling, labels = TASKS[config.task], embeddings.index.labels
+    labelling.check(embeddings.side(Split.TRAIN, labelling.targets)[1], labels)
+    validation = embeddings.side(Split.VALIDATION, labelling.targets)
     if config.unknown_rate is not None:
         check_rate(config.unknown_rate, len(labels), len(validation[1]))
     training = training_side(config, source, embeddings, progress, result)
@@ -77,13 +82,15 @@ def train(
             solved = SOLVERS[config.solver](task)
         fit = solved.fit
         validation, test = scored_sides(config, source, embeddings, solved.backbone, progress)
-        temperature = fit_temperature(fit.head.logits(validation[0]), validation[1])
+        temperature = labelling.temperature(fit.head.logits(validation[0]), validation[1])
         head = fit.head.tempered(temperature)
-        watch.conclude(fit, solved.backbone, head, validation)
+        thresholds = labelling.thresholds(head.probabilities(validation[0]), validation[1])
+        watch.conclude(fit, solved.backbone, head, validation, thresholds)
         unknown = find_unknown(config, task, fit, temperature, progress)
     return Trained(
-        fit, head, temperature, solved.backbone, test, divided, digest, checkpoints, unknown
-    )
+        fit, head, temperature, thresholds, solved.backbone, test, divided, digest, checkpoints,
+        unknown,
+    )  # fmt: skip
 
 
 def find_unknown(
@@ -127,7 +134,8 @@ def scored_sides(
         tuned = replace(source, backbone=backbone, cache=None)
         embeddings = embed_images(config, tuned, others, progress, "embed again")
         require_all(embeddings.skipped)
-    return embeddings.side(Split.VALIDATION), embeddings.side(Split.TEST)
+    targets = TASKS[config.task].targets
+    return embeddings.side(Split.VALIDATION, targets), embeddings.side(Split.TEST, targets)
 
 
 def training_side(
@@ -145,7 +153,10 @@ def training_side(
         place = replace(source, cache=cache)
         return embed_images(config, place, index, progress, f"view {view}", opener)
 
-    return embed_views(embeddings, config.views, embed_view, scratch=source.scratch)
+    return embed_views(
+        embeddings, config.views, embed_view,
+        scratch=source.scratch, targets=TASKS[config.task].targets,
+    )  # fmt: skip
 
 
 def steps_of(config: RunConfig, images: int) -> int:
@@ -197,7 +208,7 @@ def solve_finetune(task: Task) -> Solved:
 def _optimum(task: Task) -> Fit:
     config, balanced = task.config, task.config.class_weights == "balanced"
     return lbfgs.fit(
-        task.train, task.validation, task.classes,
+        task.train, task.validation, task.classes, activation=TASKS[config.task].activation,
         l2=config.l2, balanced=balanced, session=task.session,
     )  # fmt: skip
 

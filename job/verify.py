@@ -92,6 +92,7 @@ def find_problems(folder: Path) -> list[str]:
     manifest = read_manifest(folder)
     with _collect(problems, MANIFEST):
         labels, golden = tuple(manifest["labels"]), manifest["golden"]
+        limits = manifest.get("thresholds")
         problems += _label_problems(folder, labels)
         names = tuple(golden["names"])
         predictions = np.array(golden["predictions"], np.float32)
@@ -111,6 +112,7 @@ def find_problems(folder: Path) -> list[str]:
                     float(golden["tolerance"]),
                     golden.get("tflite_tolerance", {}),
                     manifest["unknown"]["value"] if "unknown" in manifest else None,
+                    None if limits is None else np.array(limits, np.float32),
                 )
                 problems += _answer_problems(folder, expected, requests)
     return problems

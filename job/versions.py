@@ -25,7 +25,8 @@ from job.storage import Store
 class Version:
     """One version: `state` is whole, partial or withdrawn; `channels` are those that point to it.
 
-    `accuracy` is the test accuracy in its manifest, None where there is none.
+    `accuracy` is the test accuracy in its manifest (the subset accuracy, where an image has any
+    number of labels), None where there is none.
     """
 
     version: int
@@ -62,7 +63,8 @@ def _accuracy(models: Store, version: int, state: str) -> float | None:
     folder = f".withdrawn/{version}" if state == "withdrawn" else str(version)
     try:
         manifest = parse_object(models.read(f"{folder}/manifest.json"))
-        return float(manifest["metrics"]["test_accuracy"])
+        metrics = manifest["metrics"]
+        return float(metrics.get("test_accuracy", metrics.get("test_subset_accuracy")))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 

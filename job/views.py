@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from job.dataset import Index, Split
+from job.dataset import Example, Index, Split
 from job.embed import BLOCK, Embeddings, allocate_rows
 from job.progress import log
+from job.targets import Targets, class_indices
 
 
 def embed_views(
@@ -24,6 +25,7 @@ def embed_views(
     embed_view: Callable[[Index, int], Embeddings],
     *,
     scratch: Path | None = None,
+    targets: Targets = class_indices,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give the training side with `views` views of each image: features and classes for `fit`.
 
@@ -31,15 +33,15 @@ def embed_views(
     `views`: `embed` with `distort.view_loader` and a cache of that view's own.
 
     Features are float32 `[(1+views)*n,d]`, first those in `embeddings`, then view 1's in the same
-    order, and so on; classes are int64. Of a file that is not what `embeddings` has of it any more,
-    or not there, that view is left out, and the log says so.
+    order, and so on; classes are what `targets` gives. Of a file that is not what `embeddings` has
+    of it any more, or not there, that view is left out, and the log says so.
 
     Features lie in an unnamed file in the folder `scratch`, 4*(1+views)*n*d bytes, of which the
     kernel keeps in memory what there is room for; on the way one view's file of 4*n*d is beside it.
     Without views they are a part of `embeddings`. Raises what `embed_view` raises, and ConfigError
     when there is no room.
     """
-    features, classes = embeddings.side(Split.TRAIN)
+    features, classes = embeddings.side(Split.TRAIN, targets)
     if not views:
         return features, classes
     rows = embeddings.index.rows(Split.TRAIN)
@@ -52,13 +54,14 @@ def embed_views(
     parts = [classes]
     filled = count
     for view in range(1, views + 1):
-        parts.append(_add(view, embed_view(training, view), known, table[filled:]))
-        filled += len(parts[-1])
+        kept = _add(view, embed_view(training, view), known, table[filled:])
+        parts.append(targets(kept, len(training.labels)))
+        filled += len(kept)
     return table[:filled], np.concatenate(parts)
 
 
-def _add(number: int, view: Embeddings, known: dict[str, str], out: np.ndarray) -> np.ndarray:
-    """Copy a view's rows to the first of `out`, those of the content in `known`; gives classes."""
+def _add(number: int, view: Embeddings, known: dict[str, str], out: np.ndarray) -> list[Example]:
+    """Copy a view's rows to the first of `out`, those of the content in `known`; tell of what."""
     examples = view.index.examples
     pairs = enumerate(zip(examples, view.digests, strict=True))
     rows = [row for row, (example, digest) in pairs if known[example.name] == digest]
@@ -66,7 +69,7 @@ def _add(number: int, view: Embeddings, known: dict[str, str], out: np.ndarray) 
         message = f"{len(known) - len(rows)} images changed since they were read"
         log(f"{message}: view {number} is without them", level=logging.WARNING, view=number)
     _copy(view.features, rows, out)
-    return np.array([examples[row].class_index for row in rows], np.int64)
+    return [examples[row] for row in rows]
 
 
 def _copy(features: np.ndarray, rows: list[int] | range, out: np.ndarray) -> None:

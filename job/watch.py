@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from job.backbone import Backbone
 from job.config import RunConfig
 from job.errors import RegraftError
-from job.evaluate import evaluate
 from job.export import Classifier, frozen_classifier
 from job.fit import Fit, Pair
 from job.head import Head
 from job.intermediate import write_intermediate
+from job.labelling import TASKS, Thresholds
 from job.progress import log
 from job.stages import Source, as_classifier
 from job.summaries import open_summaries
@@ -79,16 +79,20 @@ class Watch:
                 message = f"the graph of step {step} is not kept: {error}"
                 log(message, level=logging.WARNING, step=step)
 
-    def conclude(self, fit: Fit, backbone: Backbone, head: Head, validation: Pair) -> None:
+    def conclude(
+        self, fit: Fit, backbone: Backbone, head: Head, validation: Pair, thresholds: Thresholds
+    ) -> None:
         """Draw the graph, the weights, and what the head takes the validation images for."""
         if self._config.summaries is None:
             return
-        features, classes = validation
-        report = evaluate(head.probabilities(features), classes, self._labels)
+        features, targets = validation
+        scores = head.probabilities(features)
+        report = TASKS[self._config.task].evaluate(scores, targets, self._labels, thresholds)
         step = fit.iterations
         self._summaries.scalars("validation", step, final_accuracy=report.accuracy)
         self._summaries.histograms(step, kernel=fit.head.kernel, bias=fit.head.bias)
-        self._summaries.confusion("validation", step, report.confusion, self._labels)
+        if report.confusion is not None:
+            self._summaries.confusion("validation", step, report.confusion, self._labels)
         self._summaries.graph(frozen_classifier(self._classifier(backbone, head)))
 
     def _classifier(self, backbone: Backbone, head: Head) -> Classifier:

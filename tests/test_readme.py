@@ -21,7 +21,7 @@ def test_the_table_of_options_is_that_of_the_code() -> None:
             "required" if spec.default is MISSING else f"{spec.default or ''}",
             spec.metadata["help"],
         )
-        for spec in fields(RunConfig)
+        for spec in sorted(fields(RunConfig), key=lambda spec: spec.default is not MISSING)
     ]
 
 

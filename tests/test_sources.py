@@ -135,6 +135,53 @@ def test_several_labels(tmp_path: Path) -> None:
     assert [row.labels for row in found.rows] == [("cat", "dog", "cow"), ("cat",), ()]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "1.jpg,cat,dog\n2.jpg,cat\n"),
+        (
+            "a.jsonl",
+            '{"imageGcsUri":"1.jpg","classificationAnnotations":'
+            '[{"displayName":"cat"},{"displayName":"dog"}]}',
+        ),
+    ],
+)
+def test_one_row_with_several_labels_is_refused_by_name(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    """Where an image has one label: the hint names the task, and who looks at one label only."""
+    write(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=r"^1\.jpg has the labels 'cat', 'dog', expected") as caught:
+        find(str(tmp_path / name))
+    assert "--task multilabel" in caught.value.hint
+    assert "`inspect` looks at images with one label each" in caught.value.hint
+    assert find(str(tmp_path / name), several=True).rows[0].labels == ("cat", "dog")
+
+
+def test_a_label_that_a_row_names_twice_is_one(tmp_path: Path) -> None:
+    """Once an image has it, it has it."""
+    (write(tmp_path, "1.jpg") / "a.csv").write_text("1.jpg,cat,cat\n")
+    assert [row.labels for row in find(str(tmp_path / "a.csv")).rows] == [("cat",)]
+
+
+def test_an_empty_list_of_labels_says_something_only_where_several_are_allowed(
+    tmp_path: Path,
+) -> None:
+    """A negative image then; else there is nothing to learn from it, as without a list."""
+    write(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    rows: list[dict[str, object]] = [
+        {"imageGcsUri": "1.jpg", "classificationAnnotations": [{"displayName": "cat"}]},
+        {"imageGcsUri": "2.jpg", "classificationAnnotations": []},
+        {"imageGcsUri": "3.jpg"},
+    ]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    one, any_number = find(str(file)), find(str(file), several=True)
+    assert ([row.labels for row in one.rows], one.unlabelled) == ([("cat",)], 2)
+    assert ([row.labels for row in any_number.rows], any_number.unlabelled) == ([("cat",), ()], 1)
+
+
 def test_the_same_image_in_two_sources(tmp_path: Path) -> None:
     """It counts once; under two labels, or for two sides, it is an error that names it."""
     write(tmp_path, "1.jpg", "2.jpg")

@@ -194,6 +194,8 @@ def test_the_option_decides_only_where_it_is_given() -> None:
     assert RunConfig(**places, unknown_rate=0.1).decisions()["unknown_rate"] == 0.1
     with pytest.raises(ConfigError, match="the backbone it tunes has seen every label"):
         RunConfig(**places, unknown_rate=0.1, solver="finetune")
+    with pytest.raises(ConfigError, match="--unknown-rate means nothing to --task multilabel"):
+        RunConfig(**places, unknown_rate=0.1, task="multilabel")
     for rate in (0, 0.51, float("nan")):
         with pytest.raises(ConfigError, match="--unknown-rate is"):
             RunConfig(**places, unknown_rate=rate)
@@ -331,7 +333,7 @@ def test_a_server_says_what_is_unknown_and_still_agrees(server: str, published: 
     """Over REST `unknown` is a JSON truth value, and the answers are those of the golden images."""
     wait_available(server, "m", 1, timeout=60)
     golden = read_manifest(published)["golden"]
-    data = Path(read_manifest(published)["configuration"]["data"])
+    data = Path(read_manifest(published)["configuration"]["data"][0])
     goldens = [
         Golden(name, (data / name).read_bytes(), np.array(prediction, np.float32))
         for name, prediction in zip(golden["names"], golden["predictions"], strict=True)

@@ -9,6 +9,7 @@ from job.config.declare import did_you_mean, flag, option
 from job.config.reading import ReadOptions
 from job.errors import ConfigError
 
+SINGLE, MULTILABEL = "single", "multilabel"
 LBFGS, SGD, FINETUNE = "lbfgs", "sgd", "finetune"
 
 # What `--formats` knows beside the SavedModel and the frozen graph: `tflite.FORMATS`.
@@ -40,8 +41,13 @@ WATCHING: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitOptions(ReadOptions):
-    """The solver, and what it is told."""
+    """The task, the solver, and what it is told."""
 
+    task: str = option(
+        "single: an image has one label. multilabel: any number, each selected where its score "
+        "reaches a threshold that the validation images choose.",
+        SINGLE, choices=(SINGLE, MULTILABEL),
+    )  # fmt: skip
     solver: str = option(
         "How the head is found: lbfgs (the exact optimum), sgd (retrain.py's loop) or finetune "
         "(lbfgs, and then the layers of the backbone with it).",
@@ -162,13 +168,18 @@ class FitOptions(ReadOptions):
 
     def decisions(self) -> dict[str, Any]:
         """Give the options that decide what is trained and published, by name."""
-        names = ("solver", *DECIDING[self.solver])
+        names = ("task", "solver", *DECIDING[self.solver])
         if self.unknown_rate is not None:  # versions of before there was one are still the same
             names += ("unknown_rate",)
         return {name: getattr(self, name) for name in names} | {"formats": self.tflite}
 
     def check_fit(self) -> None:
         """Raise ConfigError for an option that the solver knows nothing of, or a contradiction."""
+        if self.task == MULTILABEL and self.solver != LBFGS:
+            raise ConfigError(
+                f"--solver {self.solver} cannot fit --task {MULTILABEL}",
+                hint=f"give --solver {LBFGS}, which finds the exact optimum",
+            )
         takes = {solver: {*DECIDING[solver], *WATCHING[solver]} for solver in DECIDING}
         for spec in fields(self):
             users = [solver for solver, names in takes.items() if spec.name in names]
@@ -200,6 +211,12 @@ class FitOptions(ReadOptions):
 
     def _check_unknown(self) -> None:
         """Raise ConfigError where no label can be left out as if the model did not know it."""
+        if self.unknown_rate is not None and self.task == MULTILABEL:
+            raise ConfigError(
+                f"--unknown-rate means nothing to --task {MULTILABEL}: where no label is selected, "
+                "the image is of none that the model knows",
+                hint=f"leave --unknown-rate out, or give --task {SINGLE}",
+            )
         if self.unknown_rate is not None and self.solver == FINETUNE:
             raise ConfigError(
                 f"--unknown-rate with --solver {FINETUNE}: the backbone it tunes has seen every "

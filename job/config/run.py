@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job.config.declare import check_bounds, option
-from job.config.fitting import FitOptions
+from job.config.fitting import MULTILABEL, FitOptions
 from job.errors import ConfigError
 
 
@@ -38,8 +38,14 @@ class RunConfig(FitOptions):
         "Let labels of the version in service be removed, and class indices change.", False
     )
     min_accuracy: float | None = option(
-        "Refuse a model whose test accuracy is below this.", low=0, high=1
-    )
+        "Refuse a model whose test accuracy is below this; multilabel: its subset accuracy, the "
+        "share of images with exactly the right labels.",
+        low=0, high=1,
+    )  # fmt: skip
+    min_mean_average_precision: float | None = option(
+        "multilabel: refuse a model whose mean average precision on the test images is below this.",
+        low=0, high=1,
+    )  # fmt: skip
     min_recall_per_class: float | None = option(
         "Refuse a model whose test recall of any label is below this.", low=0, high=1
     )
@@ -88,6 +94,11 @@ class RunConfig(FitOptions):
         self.check_apart(
             ("--models", self.models), ("--cache", self.cache_uri), ("--summaries", self.summaries)
         )
+        if self.min_mean_average_precision is not None and self.task != MULTILABEL:
+            raise ConfigError(
+                f"--min-mean-average-precision means nothing to --task {self.task}",
+                hint=f"leave it out and give --min-accuracy, or give --task {MULTILABEL}",
+            )
         if (self.workers_index or 0) >= self.workers_count > 1:
             raise ConfigError(
                 f"--workers-index is {self.workers_index} of {self.workers_count} jobs",
