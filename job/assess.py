@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from job.backbone import Backbone
+from job.checkup import Checkup
 from job.config import RunConfig
 from job.dataset import Split
 from job.evaluate import Report
@@ -21,8 +22,9 @@ from job.unknown import Rejection, reject
 
 
 def assess(
-    config: RunConfig, plan: Plan, trained: Trained, progress: Progress, result: Result
-) -> Facts:
+    config: RunConfig, plan: Plan, trained: Trained, checkup: Checkup | None, progress: Progress,
+    result: Result,
+) -> Facts:  # fmt: skip
     """Score the head on the test images, which neither fit nor the choice of L2 has seen."""
     embeddings, backbone, labelling = trained.embeddings, trained.backbone, TASKS[config.task]
     features, targets = trained.test
@@ -36,9 +38,8 @@ def assess(
     with progress.phase("gate"):
         right = labelling.choose(scores, trained.thresholds) == targets
         tested = Answered(examples, backbone.digest, features, right)
-        comparison = compare_with_service(
-            config, plan.data, plan.models, plan.serving, labels, tested
-        )
+        places = (plan.data, plan.models)
+        comparison = compare_with_service(config, *places, plan.serving, labels, tested)
     return Facts(
         name=config.name,
         task=config.task,
@@ -57,6 +58,8 @@ def assess(
         provenance=provenance(config, backbone, trained),
         read_image=lambda name: read_quietly(plan.data, name),
         unknown=unknown,
+        findings=checkup.lines if checkup else (),
+        listing=checkup.listing if checkup else "",
     )
 
 

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from job.cache import EmbeddingCache
+from job.config import SINGLE, RunConfig
+from job.dataset import Split
+from job.divide import Divided
 from job.doctor.examine import examine
 from job.doctor.findings import Before, Copies, Findings, Material
+from job.doctor.listing import csv_text
 from job.doctor.reduce import reduced
+from job.doctor.summary import Line, lines
 from job.embed import Embeddings
-from job.ledger import EXAMPLES
+from job.ledger import EXAMPLES, WRONG_LABEL
 from job.near import components
 from job.neighbours import nearest
+from job.progress import Progress
+from job.result import Result
+from job.stages import Source
 from job.storage import Store
 from job.traits import TRAITS, fingerprints, sizes
+
+# A suspect with such a score is dropped where that is asked for: benchmarks/drop_suspects.py, with
+# its table in docs/data.md. To drop every suspect, from 0.5 on, costs accuracy with good labels.
+DROPPED = 0.8
 
 # Neighbours of an image by which its label is judged, and how far it is from all others.
 NEIGHBOURS = 10
@@ -30,14 +42,30 @@ class Checkup:
     material: Material
     findings: Findings
 
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """What was found, in short."""
+        return lines(self.material, self.findings)
+
+    @property
+    def listing(self) -> str:
+        """The CSV of it."""
+        return csv_text(self.material, self.findings)
+
 
 def check_up(
-    embeddings: Embeddings, groups: np.ndarray, copies: np.ndarray, before: Before | None
+    embeddings: Embeddings,
+    groups: np.ndarray,
+    copies: np.ndarray,
+    before: Before | None,
+    *,
+    growth: bool = True,
 ) -> Checkup:
     """Have the doctor look at embedded images of one label each.
 
     `groups`, int64 `[n]`, is that of `Material`, `copies` int64 `[p,2]` that of `find_copies`;
-    `before` is the data of a version, None where there is nothing to compare with.
+    `before` is the data of a version, None where there is nothing to compare with; `growth` is that
+    of `examine`.
     """
     examples = embeddings.index.examples
     material = Material(
@@ -52,8 +80,55 @@ def check_up(
         groups=groups,
         skipped=embeddings.skipped,
     )
-    neighbours = nearest(reduced(material.features), NEIGHBOURS)
-    return Checkup(material, examine(material, before, _copies(material, copies), neighbours))
+    features = reduced(material.features)
+    neighbours = nearest(features, NEIGHBOURS)
+    near = _copies(material, copies)
+    found = examine(material, before, near, neighbours, features=features, growth=growth)
+    return Checkup(material, found)
+
+
+def look_at_data(
+    config: RunConfig, source: Source, divided: Divided, progress: Progress, result: Result
+) -> tuple[Divided, Checkup | None]:
+    """Have the doctor look at what a run learns from; likely wrong labels go where that is asked.
+
+    Gives what is left to learn from, and what was found: None where the doctor is not to look.
+    """
+    if config.skip_doctor or config.task != SINGLE:
+        return divided, None
+    plan, embeddings = source.plan, divided.embeddings
+    with progress.phase("examine"):
+        version = plan.serving.version if plan.serving else None
+        before = data_before(plan.models, version, source.cache, source.backbone.feature_dim)
+        found = check_up(embeddings, divided.groups, divided.copies, before, growth=False)
+        if config.drop_suspects:
+            divided = without_suspects(divided)
+            result.images["dropped"] = len(embeddings.index.examples) - len(divided.groups)
+            result.images["train"] = divided.embeddings.index.count(Split.TRAIN)
+    return divided, found
+
+
+def without_suspects(divided: Divided) -> Divided:
+    """Give what is left without the training images whose label is likely wrong.
+
+    They are told from the training images alone: what is said of the test images must not decide
+    what is learned. Raises DataError when a label has no training image left.
+    """
+    embeddings = divided.embeddings
+    side = embeddings.index.rows(Split.TRAIN)
+    rows = np.arange(side.start, side.stop)
+    training = replace(
+        embeddings,
+        index=replace(embeddings.index, examples=embeddings.index.examples[side]),
+        features=embeddings.features[side],
+        traits=embeddings.traits[side],
+        digests=embeddings.digests[side],
+    )
+    none = np.empty((0, 2), np.int64)
+    found = check_up(training, divided.groups[side], none, None, growth=False).findings
+    doubted = [rows[s.row] for s in found.suspects if s.score >= DROPPED]
+    kept = np.setdiff1d(np.arange(len(divided.groups)), doubted)
+    return divided.only(kept, WRONG_LABEL)
 
 
 def _copies(material: Material, edges: np.ndarray) -> tuple[Copies, ...]:

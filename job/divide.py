@@ -12,7 +12,7 @@ from job.config import InputOptions
 from job.dataset import Example, Index
 from job.embed import Embeddings
 from job.index import in_order
-from job.ledger import Ledger, known_sides, lines_of
+from job.ledger import Ledger, known_sides, lines_of, make_ledger
 from job.near import near_duplicates
 from job.progress import log
 from job.split import Sides, assign, check_split, number_groups
@@ -31,6 +31,31 @@ class Divided:
     groups: np.ndarray
     copies: np.ndarray
     ledger: Ledger
+
+    def only(self, rows: np.ndarray, note: str) -> Divided:
+        """Give what is left of some rows, rising; the ledger has a note for the others.
+
+        Rows are moved in place: this one is not to be used afterwards. Raises DataError as
+        `split.check_split` does.
+        """
+        embeddings, examples = self.embeddings, self.embeddings.index.examples
+        for table in (embeddings.features, embeddings.traits):
+            move_rows(table, rows)
+        kept = tuple(examples[row] for row in rows)
+        check_split(kept, embeddings.index.labels, self.groups[rows].tolist())
+        left = replace(
+            embeddings,
+            index=replace(embeddings.index, examples=kept),
+            features=embeddings.features[: len(rows)],
+            traits=embeddings.traits[: len(rows)],
+            digests=tuple(embeddings.digests[row] for row in rows),
+        )
+        gone = {example.name for example in examples} - {example.name for example in kept}
+        ledger = make_ledger(
+            replace(line, note=note) if line.name in gone and not line.note else line
+            for line in self.ledger.lines
+        )
+        return Divided(left, self.groups[rows], places_of(rows, self.copies), ledger)
 
 
 def divide(config: InputOptions, embeddings: Embeddings, before: Ledger) -> Divided:
@@ -95,10 +120,15 @@ def _arranged(
         traits=embeddings.traits[: len(order)],
         digests=tuple(embeddings.digests[row] for row in order),
     )
-    place = np.full(len(placed), -1)
+    return Divided(moved, sides.groups[order], places_of(order, copies), Ledger())
+
+
+def places_of(order: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Give pairs of rows, int64 `[p,2]`, as places in `order`, less those that it has not both."""
+    place = np.full(max(order.max(initial=-1), edges.max(initial=-1)) + 1, -1)
     place[order] = np.arange(len(order))
-    edges = place[copies]
-    return Divided(moved, sides.groups[order], edges[(edges >= 0).all(axis=1)], Ledger())
+    moved = place[edges]
+    return np.asarray(moved[(moved >= 0).all(axis=1)])
 
 
 def move_rows(table: np.ndarray, order: np.ndarray) -> None:

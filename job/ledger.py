@@ -22,6 +22,7 @@ LEDGER = "ledger.csv"
 EXAMPLES = "examples.csv"  # of a version from before there was a ledger; it has these columns too
 
 GONE = "not in the data any more"
+WRONG_LABEL = "left out: its label is likely wrong"
 LEFT_OUT = "left out: a copy of it is on another side, where both have been since before"
 
 SIDES = {side.value: side for side in Split}

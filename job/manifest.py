@@ -29,7 +29,8 @@ PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "scipy", "google-cloud-stor
 # The options that change what is trained, beside those of the solver; the others say where it goes
 # and what may pass.
 TRAINING_OPTIONS = (
-    "validation_percent", "test_percent", "group_regex", "keep_copies_apart", "max_skipped",
+    "validation_percent", "test_percent", "group_regex", "keep_copies_apart", "drop_suspects",
+    "max_skipped",
     "image_size", "exact_decode", "max_pixels", "cache_dtype",
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from job.assess import assess
 from job.backbone import resolve
+from job.checkup import look_at_data
 from job.config import RunConfig
 from job.progress import Progress
 from job.publish import publish
@@ -50,9 +51,10 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
             return None
         embeddings = read_images(config, source, progress, result)
         divided = settle_split(config, plan, embeddings, progress, result)
+        divided, checkup = look_at_data(config, source, divided, progress, result)
         with standby(backbone.image_size, config.exact_decode, config.max_pixels) as verifier:
             trained = train(config, source, divided, progress, result)
-            facts = assess(config, plan, trained, progress, result)
+            facts = assess(config, plan, trained, checkup, progress, result)
             pass_gate(config, plan, facts, result)
             bundle, goldens = write_bundle(config, source, trained, facts, progress, result)
             with progress.phase("verify"):

@@ -15,11 +15,12 @@ from job.dataset import Split
 from job.embed import Embeddings
 from job.errors import ConfigError, GateRejected, PublishError, UnavailableError
 from job.export import EXPORTERS, export
+from job.junit import junit
 from job.lite import Asked, write_tflite
 from job.manifest import write_manifest
 from job.progress import Progress, log
 from job.publish import PREVIOUS, move_channel, read_channels, read_listing
-from job.report import Facts, junit, markdown, write_report
+from job.report import Facts, markdown, write_report
 from job.result import Result, append_summary
 from job.service import unchanged_version
 from job.serving import compare_answers, wait_available

@@ -25,7 +25,8 @@ BUNDLE = {
     "saved_model.pb", "fingerprint.pb", "variables/variables.index",
     "variables/variables.data-00000-of-00001", "frozen_graph.pb", "labels.txt", "manifest.json",
     "examples.csv", "ledger.csv", "assets/labels.txt", "assets.extra/tf_serving_warmup_requests",
-    "report/index.html", "report/metrics.json", "report/confusion.png", "report/reliability.png",
+    "report/index.html", "report/metrics.json", "report/findings.csv", "report/confusion.png",
+    "report/reliability.png",
 }  # fmt: skip
 
 
@@ -71,8 +72,8 @@ def test_squares_are_learned_and_published_whole(
     assert result["metrics"]["test_accuracy"] == 1.0
     assert result["labels"] == ["cyan", "magenta", "yellow"]
     assert set(result["seconds"]) == {
-        "index", "backbone", "embed", "split", "fit", "evaluate", "gate", "export", "verify",
-        "publish",
+        "index", "backbone", "embed", "split", "examine", "fit", "evaluate", "gate", "export",
+        "verify", "publish",
     }  # fmt: skip
     version = tmp_path / "m" / "squares" / str(result["version"])
     assert result["uri"] == str(version)

@@ -28,10 +28,11 @@ from job.doctor.summary import Line
 from job.evaluate import LabelScore, evaluate
 from job.figures import matrix, mistakes, p_value, points, shortened, shown
 from job.gate import compare, judge
+from job.junit import junit
 from job.lite import LiteScore
 from job.page import MOST_CHANGED, MOST_MISTAKES, duration, render
 from job.plots import plot_confusion
-from job.report import Facts, junit, markdown, metrics, write_report
+from job.report import Facts, markdown, metrics, write_report
 from job.thumbnails import SIDE, thumbnails
 
 CLIPART = sorted((ROOT / "samples/clipart").glob("*/*"))

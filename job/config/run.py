@@ -37,6 +37,14 @@ class RunConfig(FitOptions):
     allow_label_change: bool = option(
         "Let labels of the version in service be removed, and class indices change.", False
     )
+    drop_suspects: bool = option(
+        "Leave training images whose label is likely wrong out, as the data doctor tells them.",
+        False,
+    )
+    skip_doctor: bool = option(
+        "Leave the data doctor's findings out of the report; they take a minute at 100,000 images.",
+        False,
+    )
     min_accuracy: float | None = option(
         "Refuse a model whose test accuracy is below this; multilabel: its subset accuracy, the "
         "share of images with exactly the right labels.",
@@ -91,6 +99,12 @@ class RunConfig(FitOptions):
             )
         self.check_inputs()
         self.check_fit()
+        if self.drop_suspects and (self.skip_doctor or self.task == MULTILABEL):
+            other = "--skip-doctor" if self.skip_doctor else f"--task {MULTILABEL}"
+            raise ConfigError(
+                f"--drop-suspects means nothing to {other}",
+                hint="the doctor tells suspects, among images of one label: leave one of them out",
+            )
         self.check_apart(
             ("--models", self.models), ("--cache", self.cache_uri), ("--summaries", self.summaries)
         )

@@ -26,28 +26,24 @@ LEAST_FOR_CURVE = 40
 
 
 def examine(
-    material: Material, before: Before | None, near: tuple[Copies, ...], neighbours: Neighbours
+    material: Material,
+    before: Before | None,
+    near: tuple[Copies, ...],
+    neighbours: Neighbours,
+    *,
+    features: np.ndarray | None = None,
+    growth: bool = True,
 ) -> Findings:
     """Give all findings about `material`, and what changed since `before`.
 
-    `near` are the copies that were found. `neighbours`, indices int64 `[n,k]` and similarities
-    float32 `[n,k]`, are those of each row as `job.neighbours.nearest` gives them, best of
-    `reduce.reduced` features and with a k of 10; an index below 0 stands for none. The same data
-    gives the same findings. No figure is NaN. Where images cannot be classified at all, the
-    accuracy is that of always guessing the commonest label, and 0 of no images.
+    `near` are the copies that were found. `neighbours` are those of each row as
+    `job.neighbours.nearest` gives them, best of `reduce.reduced` features and with a k of 10; an
+    index below 0 stands for none. `features` are the reduced ones, where they are there already;
+    without `growth` there is no learning curve, which takes half of the time. The same data gives
+    the same findings. No figure is NaN. Where images cannot be classified at all, the accuracy is
+    that of always guessing the commonest label, and 0 of no images.
     """
-    changes = drift(material, before) if before else None
-    found = Findings(
-        counts=np.bincount(material.classes, minlength=len(material.labels)),
-        accuracy=float(shares(material.classes, len(material.labels)).max(initial=0)),
-        copies=tuple(sorted(near, key=lambda c: (-len(c.labels), -len(c.rows), c.rows))),
-        suspects=(),
-        outliers=outliers(*neighbours),
-        alike=(),
-        curve=None,
-        wishes=(),
-        drift=changes,
-    )
+    found = _counted(material, before, near, neighbours)
     rare = _rare(material)
     common = len(material.labels) - len(rare)
     reasons = list(_reasons(material, found, rare))
@@ -57,23 +53,53 @@ def examine(
             f"{FOLDS} different images, expected at least 2"
         )
         return replace(found, left_out=tuple(reasons))
-    return _classified(replace(found, left_out=tuple(reasons)), material, neighbours, rare)
+    found = replace(found, left_out=tuple(reasons))
+    features = reduced(material.features) if features is None else features
+    scores = cross_validate(features, material.classes, material.groups, len(material.labels))
+    judged = _judged(found, material, scores, neighbours, rare)
+    return _grown(judged, material, features, scores) if growth else judged
 
 
-def _classified(
-    found: Findings, material: Material, neighbours: Neighbours, rare: frozenset[int]
+def _counted(
+    material: Material, before: Before | None, near: tuple[Copies, ...], neighbours: Neighbours
+) -> Findings:
+    """Give the findings for which no head is needed."""
+    return Findings(
+        counts=np.bincount(material.classes, minlength=len(material.labels)),
+        accuracy=float(shares(material.classes, len(material.labels)).max(initial=0)),
+        copies=tuple(sorted(near, key=lambda c: (-len(c.labels), -len(c.rows), c.rows))),
+        suspects=(),
+        outliers=outliers(*neighbours),
+        alike=(),
+        curve=None,
+        wishes=(),
+        drift=drift(material, before) if before else None,
+    )
+
+
+def _judged(
+    found: Findings,
+    material: Material,
+    scores: np.ndarray,
+    neighbours: Neighbours,
+    rare: frozenset[int],
 ) -> Findings:
     """Give the findings with those that are told from cross-validated probabilities."""
     classes, groups = material.classes, material.groups
-    features = reduced(material.features)
-    scores = cross_validate(features, classes, groups, len(material.labels))
     agreed = with_neighbours(scores, neighbours, classes, groups)
-    found = replace(
+    return replace(
         found,
         accuracy=float((scores.argmax(axis=1) == classes).mean()),
         suspects=tuple(s for s in suspects(agreed, classes) if s.given not in rare),
         alike=tuple(p for p in alike(scores, classes) if not rare & {p.first, p.second}),
     )
+
+
+def _grown(
+    found: Findings, material: Material, features: np.ndarray, scores: np.ndarray
+) -> Findings:
+    """Give the findings with the learning curve, and the labels to photograph next."""
+    classes, groups = material.classes, material.groups
     different = len(np.unique(groups))
     if different < LEAST_FOR_CURVE:
         reason = f"the learning curve: {different} different images, at least {LEAST_FOR_CURVE}"
