@@ -106,16 +106,11 @@ def _binned(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[Bin, 
     )
 
 
-def calibration_error(scores: np.ndarray, classes: np.ndarray, bins: int = BINS) -> float:
-    """Give the expected calibration error, in [0,1]; Guo et al., equation 3.
-
-    It is the mean over examples of |accuracy - mean confidence| of the bin that each is in.
-    Arguments as for `reliability`; n is at least 1.
-    """
-    return bins_error(reliability(scores, classes, bins))
-
-
 def bins_error(bins: tuple[Bin, ...]) -> float:
-    """Give the expected calibration error of what is in some bins, at least one."""
+    """Give the expected calibration error, in [0,1], of what is in some bins, at least one.
+
+    It is the mean over examples of |accuracy - mean confidence| of the bin that each is in: Guo et
+    al., equation 3.
+    """
     off = sum(abs(b.right - b.count * b.confidence) for b in bins)
     return off / sum(b.count for b in bins)

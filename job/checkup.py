@@ -152,13 +152,18 @@ def data_before(
 ) -> Before | None:
     """Give the data of a version, with those of its embeddings, of `width`, that a cache has.
 
-    None where there is no version, or none that tells.
+    None where there is no version, or none that tells; one whose images may have several labels
+    does not.
     """
     try:
         text = models.read(f"{version}/{EXAMPLES}").decode() if version else ""
     except FileNotFoundError:
         return None
-    rows = [row for row in csv.DictReader(io.StringIO(text, newline="")) if row.get("sha256")]
+    rows = [
+        row
+        for row in csv.DictReader(io.StringIO(text, newline=""))
+        if row.get("sha256") and row.get("label")
+    ]
     if version is None or not rows:
         return None
     digests = [row["sha256"] for row in rows]

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from job.calibrate import (
     GREATEST_TEMPERATURE,
     LEAST_TEMPERATURE,
-    calibration_error,
+    bins_error,
     fit_temperature,
     reliability,
 )
@@ -72,7 +72,7 @@ def test_the_calibration_error_of_a_case_done_by_hand() -> None:
     """Two bins: four at 0.95 of which two are right, one at 0.55 that is right."""
     scores = np.array([[0.95, 0.05]] * 4 + [[0.55, 0.45]])
     classes = np.array([0, 0, 1, 1, 0])
-    assert calibration_error(scores, classes) == pytest.approx((4 * 0.45 + 1 * 0.45) / 5)
+    assert bins_error(reliability(scores, classes)) == pytest.approx((4 * 0.45 + 1 * 0.45) / 5)
     low, high = reliability(scores, classes)
     assert (low.count, low.right, low.confidence) == (1, 1, pytest.approx(0.55))
     assert (high.count, high.right, high.confidence) == (4, 2, pytest.approx(0.95))
@@ -98,12 +98,12 @@ def test_the_calibration_error_agrees_with_a_loop(n: int, c: int, bins: int, see
         if rows:
             hits = np.mean([scores[r].argmax() == classes[r] for r in rows])
             total += len(rows) / n * abs(hits - np.mean([scores[r].max() for r in rows]))
-    assert calibration_error(scores, classes, bins) == pytest.approx(total, abs=1e-9)
+    assert bins_error(reliability(scores, classes, bins)) == pytest.approx(total, abs=1e-9)
 
 
 def test_scaling_mends_the_calibration_of_overconfident_scores() -> None:
     """Scores that overstate have a large error; scaled by a T fitted elsewhere, a small one."""
     temperature = fit_temperature(*drawn(3.0, seed=1))
     logits, classes = drawn(3.0, seed=2)
-    assert calibration_error(softmax(logits, axis=1), classes) > 0.15
-    assert calibration_error(softmax(logits / temperature, axis=1), classes) < 0.03
+    assert bins_error(reliability(softmax(logits, axis=1), classes)) > 0.15
+    assert bins_error(reliability(softmax(logits / temperature, axis=1), classes)) < 0.03

@@ -29,6 +29,7 @@ from scenes import (
 )
 from test_release import serving
 
+from job.checkup import data_before
 from job.cli import main
 from job.config import RunConfig
 from job.dataset import Split
@@ -365,6 +366,20 @@ def test_folders_are_images_with_one_label_each(
     assert main(["versions", "--models", str(tmp_path / "m"), "--name", "squares"]) == 0
     listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [version["accuracy"] for version in listed] == [1.0]
+
+
+def test_inspect_looks_at_one_label_an_image(
+    ran: Ran, manifest: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several are refused by name; a version whose images had several is no data before."""
+    monkeypatch.setattr(LOGGER, "handlers", [])
+    places = ["--data", str(manifest), "--output", str(tmp_path / "out"), "--cache", "off"]
+    assert main(["inspect", *places]) == 3
+    said = capsys.readouterr().err
+    assert "cyan-magenta-0.jpg has the labels 'cyan', 'magenta', expected one label" in said
+    assert "`inspect` looks at images with one label each" in said
+    models, version = LocalStore(ran.version.parent), int(ran.version.name)
+    assert data_before(models, version, None, 3) is None
 
 
 def test_numpy_alone_reads_thresholds() -> None:

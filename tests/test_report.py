@@ -23,7 +23,7 @@ from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import precision_recall_fscore_support
 
-from job.calibrate import calibration_error
+from job.calibrate import bins_error, reliability
 from job.doctor.summary import Line
 from job.evaluate import LabelScore, evaluate
 from job.figures import matrix, mistakes, p_value, points, shortened, shown
@@ -306,7 +306,7 @@ def test_metrics_json_holds_every_figure(folder: Path) -> None:
     assert [item["count"] for item in found["labels"]] == list(count)
     calibration = found["calibration"]
     for side, scores in (("before", facts.uncalibrated), ("after", facts.scores)):
-        error = calibration_error(scores, facts.classes)
+        error = bins_error(reliability(scores, facts.classes))
         assert calibration[side]["error"] == pytest.approx(error, abs=1e-6)
         assert sum(item["count"] for item in calibration[side]["bins"]) == 60
     assert calibration["before"]["error"] != calibration["after"]["error"]
