@@ -38,8 +38,7 @@ def assess(
     with progress.phase("gate"):
         right = labelling.choose(scores, trained.thresholds) == targets
         tested = Answered(examples, backbone.digest, features, right)
-        places = (plan.data, plan.models)
-        comparison = compare_with_service(config, *places, plan.serving, labels, tested)
+        comparison = compared(config, plan, labels, tested)
     return Facts(
         name=config.name,
         task=config.task,
@@ -61,6 +60,13 @@ def assess(
         findings=checkup.lines if checkup else (),
         listing=checkup.listing if checkup else "",
     )
+
+
+def compared(
+    config: RunConfig, plan: Plan, labels: tuple[str, ...], tested: Answered
+) -> Comparison | None:
+    """Compare with the version in service, if there is one."""
+    return compare_with_service(config, plan.data, plan.models, plan.serving, labels, tested)
 
 
 def figures(report: Report, trained: Trained, unknown: Rejection | None) -> dict[str, object]:
