@@ -18,7 +18,7 @@ from modules import write_pooling
 from job.cli import main
 from job.divide import move_rows
 from job.errors import ConfigError
-from job.ledger import GONE, LEFT_OUT, read_ledger
+from job.ledger import GONE, LEFT_OUT, WRONG_LABEL, read_ledger
 from job.storage import LocalStore
 
 Captured = pytest.CaptureFixture[str]
@@ -196,3 +196,33 @@ def test_a_damaged_ledger_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"5/ledger\.csv cannot be read") as caught:
             read_ledger(store, 5)
         assert "--resplit" in caught.value.hint
+
+
+def test_suspects_are_dropped_from_the_training_images_alone(story: Story) -> None:
+    """Those with a label that is likely wrong take no part; test images stay, right or wrong."""
+    first = story.ledger(story.run())
+    moved = {}
+    for side in ("train", "test"):
+        name = min(n for n, r in first.items() if r["split"] == side and n.startswith("cyan/"))
+        moved[side] = f"yellow/{side}.jpg"
+        (story.data / name).rename(story.data / moved[side])
+    result = story.run("--drop-suspects")
+    ledger = story.ledger(result)
+    dropped = {name for name, row in ledger.items() if row["note"] == WRONG_LABEL}
+    assert dropped == {moved["train"]}
+    assert result["images"]["dropped"] == 1
+    assert result["images"]["train"] == sum(r["split"] == "train" for r in ledger.values()) - 1
+    listing = (Path(result["uri"]) / "report" / "findings.csv").read_text("utf-8")
+    assert f"{moved['test']},wrong-label,yellow,cyan" in listing
+    whole = story.run()
+    assert "dropped" not in whole["images"]
+    assert whole["metrics"]["test_accuracy"] < 1
+
+
+def test_without_the_doctor(story: Story) -> None:
+    """The report has no findings; there are none to drop images by."""
+    result = story.run("--skip-doctor")
+    assert "examine" not in result["seconds"]
+    assert not (Path(result["uri"]) / "report" / "findings.csv").exists()
+    error = story.run("--skip-doctor", "--drop-suspects", code=2)["error"]
+    assert "--drop-suspects means nothing to --skip-doctor" in error["message"]
