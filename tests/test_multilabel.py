@@ -38,7 +38,7 @@ from job.storage import Entry, LocalStore
 from job.targets import class_indices, target_matrix
 
 LABELS = ("a", "b", "c", "d")
-PLACES = {"data": "d", "models": "m", "name": "x"}
+PLACES = {"data": ("d",), "models": "m", "name": "x"}
 
 Pair = tuple[np.ndarray, np.ndarray]
 

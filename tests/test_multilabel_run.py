@@ -192,7 +192,7 @@ def test_predict_names_what_is_selected(
 def test_evaluate_scores_all_labels_of_an_image(
     ran: Ran, manifest: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its test images again, negative ones too; another manifest; folders, which are one label."""
+    """Its test images again, negative ones too; a CSV; folders, which are one label each."""
     monkeypatch.setattr(LOGGER, "handlers", [])
 
     def evaluate(data: Path, *flags: str) -> dict[str, Any]:
@@ -204,8 +204,11 @@ def test_evaluate_scores_all_labels_of_an_image(
     figures = ran.facts.report.as_json("test")
     assert evaluate(manifest) == figures | {"model": str(ran.version), "skipped": []}
     wrong = relabelled(manifest, tmp_path / "wrong", lambda found: {"cyan", *found})
+    rows = [",".join([name, *labels]) for name, labels in read_listing_of(wrong).items()]
+    (wrong.parent / "import.csv").write_text("\n".join(rows))
     lacking = sum("cyan" not in labels for labels in read_listing_of(manifest).values())
-    assert evaluate(wrong, "--split", "all")["all_subset_accuracy"] == 1 - lacking / 128
+    scores = evaluate(wrong.parent / "import.csv", "--split", "all")
+    assert scores["all_subset_accuracy"] == 1 - lacking / 128
     for label in LABELS:
         (tmp_path / "folders" / label).mkdir(parents=True)
         (tmp_path / "folders" / label / "1.jpg").write_bytes(halves(label, label, seed=3))
