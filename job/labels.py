@@ -30,7 +30,7 @@ def find_labels(uri: str, found: Iterable[str], renamed: Mapping[str, str]) -> d
             )
     kept = {name: renamed.get(name, name) for name in names}
     lines: dict[str, str] = {}
-    for name in sorted(set(kept.values()) - {""}):
+    for name in sorted({new for old, new in kept.items() if new or old not in renamed}):
         _check_name(uri, name)
         other = lines.setdefault(_likeness(name), name)
         if other != name:

@@ -272,7 +272,7 @@ def test_a_folder_that_can_be_no_label_is_refused(
         (data / folder / "1.jpg").write_bytes(jpeg(COLOURS["cyan"], 1, 16))
     error = refused(str(data), tmp_path, module, capsys)
     assert why in error["message"]
-    assert repr(folders[0]) in error["message"]
+    assert any(repr(folder) in error["message"] for folder in folders)
 
 
 def test_an_object_behind_two_slashes_is_refused() -> None:
@@ -285,7 +285,7 @@ def test_an_object_behind_two_slashes_is_refused() -> None:
             names = ("/1.jpg", "cat/1.jpg", "dog/1.jpg")
             return (Entry(name, 1, 1) for name in names if name.startswith(prefix))
 
-    with pytest.raises(DataError, match="the folder '' has no name"):
+    with pytest.raises(DataError, match="the label '' has no name"):
         build_index(folder_rows(cast(Store, Listing())), 10, 10)
 
 
