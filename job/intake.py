@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 from job.config import ReadOptions
@@ -26,9 +27,13 @@ def open_data(config: ReadOptions, *, several: bool = False) -> Found:
     names: frozenset[str] = frozenset().union(*(_read_names(config, file) for file in files))
     select = Selection(config.include, patterns, names)
     found = find_images(config.data, partial(open_place, config), select, several=several)
-    for count, what in ((found.excluded, "left out"), (found.unlabelled, "without a label")):
+    for count, what in (
+        (found.excluded, "images are left out"),
+        (found.unlabelled, "images are without a label"),
+        (found.unmatched, "names to leave out are those of no image"),
+    ):
         if count:
-            log(f"{count} images are {what}", images=count)
+            log(f"{count} {what}", level=logging.WARNING, count=count)
     return found
 
 

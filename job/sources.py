@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from job.config import is_manifest
 from job.dataset import Split
-from job.errors import DataError
+from job.errors import ConfigError, DataError
 from job.importfile import Listed, parse_import
 from job.labels import quoted
 from job.storage import Entry, Readable, Store
@@ -68,13 +68,14 @@ class Found:
     """What the sources hold: a place to read from, and a row an image.
 
     `empty` are folders without images. `excluded` is how many images a selection left out,
-    `unlabelled` how many rows of import files name no label, and are left out for it.
+    `unmatched` how many of the names that it was given no image has, `unlabelled` how many rows of import files name no label, and are left out for it.
     """
 
     store: Readable
     rows: tuple[Row, ...]
     empty: tuple[str, ...] = ()
     excluded: int = 0
+    unmatched: int = 0
     unlabelled: int = 0
 
 
@@ -145,8 +146,12 @@ def _selected(
     store: Readable, rows: Iterable[Row], found: Found, select: Selection | None
 ) -> Found:
     before = tuple(rows)
-    kept = tuple(filter(select.takes, before)) if select else before
-    return replace(found, store=store, rows=kept, excluded=len(before) - len(kept))
+    if select is None:
+        return replace(found, store=store, rows=before)
+    kept = tuple(filter(select.takes, before))
+    names = {name for row in before for name in (row.key, row.entry.name)} if select.names else ()
+    unmatched, excluded = len(select.names.difference(names)), len(before) - len(kept)
+    return replace(found, store=store, rows=kept, excluded=excluded, unmatched=unmatched)
 
 
 def folder_rows(store: Store) -> Found:
@@ -189,7 +194,7 @@ def _import_rows(uri: str, open_at: Open, alone: bool, several: bool) -> _Part:
     try:
         listed = parse_import(uri, folder.read(file))
     except FileNotFoundError as error:
-        raise DataError(
+        raise ConfigError(
             f"{uri} does not exist", hint="give a folder, or a .csv or .jsonl import file"
         ) from error
     labelled = [item for item in listed if item.labels or (several and item.labels is not None)]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.dataset import Split
-from job.errors import DataError
+from job.errors import ConfigError, DataError
 from job.importfile import Listed, parse_import
 from job.sources import Found, Row, Selection, find_images
 from job.storage import open_store
@@ -222,7 +222,7 @@ def test_a_bad_line_is_named(tmp_path: Path, name: str, text: str | bytes, messa
     with pytest.raises(DataError, match=message) as caught:
         find(str(tmp_path / name))
     assert caught.value.hint
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(ConfigError, match="does not exist"):
         find(str(tmp_path / "other.csv"))
 
 
@@ -242,6 +242,7 @@ def test_patterns_and_names_choose(tmp_path: Path) -> None:
 
     assert names(Selection(include=("cat/*",))) == ["cat/1.jpg", "cat/old/2.jpg"]
     assert names(Selection(exclude=("*/old/*", "*/[[]4].jpg"))) == ["cat/1.jpg", "dog/3.jpg"]
-    chosen = Selection(("dog/*",), names=frozenset(["dog/[4].jpg"]))
+    chosen = Selection(("dog/*",), names=frozenset(["dog/[4].jpg", "dog/mangled.jpg"]))
     assert names(chosen) == ["dog/3.jpg"]
     assert find(store, select=chosen).excluded == 3
+    assert find(store, select=chosen).unmatched == 1
