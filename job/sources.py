@@ -68,7 +68,8 @@ class Found:
     """What the sources hold: a place to read from, and a row an image.
 
     `empty` are folders without images. `excluded` is how many images a selection left out,
-    `unmatched` how many of the names that it was given no image has, `unlabelled` how many rows of import files name no label, and are left out for it.
+    `unmatched` how many of the names that it was given no image has, `unlabelled` how many rows of
+    import files name no label, and are left out for it.
     """
 
     store: Readable
