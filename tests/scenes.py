@@ -109,7 +109,7 @@ def run_scenes(manifest: Path, models: Path, module: Path, scratch: Path, **opti
     embeddings = read_images(config, source, progress, result)
     divided = settle_split(config, plan, embeddings, progress, result)
     trained = train(config, source, divided, progress, result)
-    facts = assess(config, plan, trained, progress, result)
+    facts = assess(config, plan, trained, None, progress, result)
     pass_gate(config, plan, facts, result)
     bundle, _ = write_bundle(config, source, trained, facts, progress, result)
     version = publish(bundle, plan.models)
