@@ -31,10 +31,12 @@ def run_summary(config: RunConfig, result: Result, facts: Facts | None) -> Rende
     else:
         table = _pairs(f"{config.name}: version {result.version} is published")
     table.add_row("labels", f"{len(result.labels)}: {', '.join(result.labels[:12])}")
+    out = images["left_out"] + images.get("dropped", 0)
+    left_out = f", {out} left out" if out else ""
     table.add_row(
         "images",
         f"{images['total']}: {images['train']} train, {images['validation']} validation, "
-        f"{images['test']} test, {images['skipped']} skipped",
+        f"{images['test']} test, {images['skipped']} skipped{left_out}",
     )
     if facts is not None:
         hits, misses = result.cache["hits"], result.cache["misses"]

@@ -32,7 +32,7 @@ class Line:
 
 
 def lines(material: Material, findings: Findings) -> tuple[Line, ...]:
-    """Give a line for each kind of finding, also those of which there is none."""
+    """Give a line for each kind of finding that was looked for, also where there is none."""
     contradictions = sum(is_contradiction(group) for group in findings.copies)
     copies = {r.name for r in rows(material, findings) if r.finding in _COPIES}
     wishes = [material.labels[wish.label] for wish in findings.wishes]
@@ -44,8 +44,9 @@ def lines(material: Material, findings: Findings) -> tuple[Line, ...]:
         "alike": len(findings.alike),
         "outliers": len(findings.outliers),
         "unreadable": len(material.skipped),
-        "wishes": len(wishes),
     }
+    if findings.curve is not None:  # or else nobody has looked
+        counts["wishes"] = len(wishes)
     found = []
     for section, count in counts.items():
         one, many, advice = _WORDS[section]
