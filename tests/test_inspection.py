@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from modules import write_pooling
 
 from job.cli import main
 from job.doctor.listing import read_exclusions
+from job.storage import open_store
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from planted import RE_ENCODED, Truth, plant
@@ -146,3 +148,25 @@ def test_data_that_cannot_be_trained_on_is_looked_at(tmp_path: Path, capsys: Cap
         path.write_bytes(b"no image")
     assert main(command) == 3
     assert "none of 6 images could be read" in capsys.readouterr().err
+
+
+def test_bucket_in_and_bucket_out(
+    upload: Callable[[Path, str], str], bucket: str, tmp_path: Path, capsys: Captured
+) -> None:
+    """The images, the page and the CSV that comes back are all in a bucket."""
+    folder = write_colours(tmp_path / "data", 20)
+    (folder / "cyan" / "020.jpg").write_bytes((folder / "cyan" / "000.jpg").read_bytes())
+    data = upload(folder, "data")
+    output = f"gs://{bucket}/inspection"
+    flags = ["--backbone", str(write_pooling(tmp_path / "module")), "--cache", "off"]
+    assert main(["inspect", "--data", data, "--output", output, *flags]) == 0
+    store = open_store(output)
+    assert "cyan/020.jpg,copy,cyan,,,cyan/000.jpg" in store.read("findings.csv").decode()
+    assert b"<html" in store.read("index.html")
+    capsys.readouterr()
+    models = f"gs://{bucket}/models"
+    plan = ["plan", "--data", data, "--models", models, "--name", "x"]
+    assert main([*plan, "--exclude", f"@{output}/findings.csv"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    named = read_exclusions(store.read("findings.csv").decode())
+    assert result["images"]["total"] == 61 - len(named)
