@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +31,11 @@ from job.traits import TRAITS, fingerprints, sizes
 # A suspect with such a score is dropped where that is asked for: benchmarks/drop_suspects.py, with
 # its table in docs/data.md. To drop every suspect, from 0.5 on, costs accuracy with good labels.
 DROPPED = 0.8
+
+# So many images of a version are drawn from for its distance to new ones.
+MOST_BEFORE = 4000
+
+SHA256 = re.compile("[0-9a-f]{64}")
 
 # Neighbours of an image by which its label is judged, and how far it is from all others.
 NEIGHBOURS = 10
@@ -99,7 +105,7 @@ def look_at_data(
     plan, embeddings = source.plan, divided.embeddings
     with progress.phase("examine"):
         version = plan.serving.version if plan.serving else None
-        before = data_before(plan.models, version, source.cache, source.backbone.feature_dim)
+        before = data_before(plan.models, version, source.cache, embeddings)
         found = check_up(embeddings, divided.groups, divided.copies, before, growth=False)
         if config.drop_suspects:
             divided = without_suspects(divided)
@@ -148,37 +154,56 @@ def _copies(material: Material, edges: np.ndarray) -> tuple[Copies, ...]:
 
 
 def data_before(
-    models: Store, version: int | None, cache: EmbeddingCache | None, width: int
+    models: Store, version: int | None, cache: EmbeddingCache | None, now: Embeddings
 ) -> Before | None:
-    """Give the data of a version, with those of its embeddings, of `width`, that a cache has.
+    """Give the data of a version, with the embeddings of some of its images.
 
-    None where there is no version, or none that tells; one whose images may have several labels
-    does not.
+    Those come from the images that are here `now`, and where these are too few from a cache: what
+    is compared is drawn from MOST_BEFORE of them at most, and a shard is fetched as a whole. None
+    where there is no version, or none that tells; one whose images may have several labels does
+    not.
     """
-    try:
-        text = models.read(f"{version}/{EXAMPLES}").decode() if version else ""
-    except FileNotFoundError:
-        return None
-    rows = [
-        row
-        for row in csv.DictReader(io.StringIO(text, newline=""))
-        if row.get("sha256") and row.get("label")
-    ]
+    rows = _read_examples(models, version)
     if version is None or not rows:
         return None
     digests = [row["sha256"] for row in rows]
-    held = [place for place, digest in enumerate(digests) if cache and cache.holds(digest)]
-    table = np.empty((len(held), width + TRAITS), np.float32)
-    wanted: dict[str, list[int]] = {}
-    for row, place in enumerate(held):
-        wanted.setdefault(digests[place], []).append(row)
-    lost = cache.fetch(wanted, table) if cache else set()
-    kept = [row for row, place in enumerate(held) if digests[place] not in lost]
+    row_of = {digest: row for row, digest in enumerate(now.digests)}
+    here = _some([place for place, digest in enumerate(digests) if digest in row_of], MOST_BEFORE)
+    features = now.features[[row_of[digests[place]] for place in here]]
+    gone = [p for p, d in enumerate(digests) if d not in row_of and cache and cache.holds(d)]
+    if cache and len(here) < MOST_BEFORE:
+        gone = _some(gone, MOST_BEFORE - len(here))
+        table = np.empty((len(gone), now.features.shape[1] + TRAITS), np.float32)
+        wanted: dict[str, list[int]] = {}
+        for row, place in enumerate(gone):
+            wanted.setdefault(digests[place], []).append(row)
+        lost = cache.fetch(wanted, table)
+        kept = [row for row, place in enumerate(gone) if digests[place] not in lost]
+        here += [gone[row] for row in kept]
+        features = np.concatenate([features, table[kept, : now.features.shape[1]]])
     return Before(
         version=version,
         names=tuple(row["name"] for row in rows),
         digests=tuple(digests),
         labels=tuple(row["label"] for row in rows),
-        rows=np.array(held, np.int64)[kept],
-        features=table[kept, :width],
+        rows=np.array(here, np.int64),
+        features=features,
     )
+
+
+def _read_examples(models: Store, version: int | None) -> list[dict[str, str]]:
+    """Read the rows of a version's examples that say what is needed; none where there are none."""
+    try:
+        text = models.read(f"{version}/{EXAMPLES}").decode() if version else ""
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except (FileNotFoundError, ValueError, csv.Error):
+        return []
+    return [row for row in rows if SHA256.fullmatch(row.get("sha256") or "") and row.get("label")]
+
+
+def _some(places: list[int], most: int) -> list[int]:
+    """Draw at most so many, in rising order; the same ones every time."""
+    if len(places) <= most:
+        return places
+    drawn = np.random.default_rng(0).choice(len(places), most, replace=False)
+    return [places[row] for row in np.sort(drawn)]

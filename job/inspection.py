@@ -67,7 +67,7 @@ def inspect(config: InspectConfig, progress: Progress) -> Checkup:
             before = None
             if compared is not None:
                 models, version = compared.models, compared.version
-                before = data_before(models, version, cache, backbone.feature_dim)
+                before = data_before(models, version, cache, embeddings)
             checkup = check_up(embeddings, groups, copies, before)
         with progress.phase("write"):
             write_checkup(output, checkup, partial(read_quietly, found.store), title_of(config))
