@@ -95,12 +95,19 @@ def find_groups(config: InputOptions, embeddings: Embeddings, copies: np.ndarray
 
 
 def find_copies(embeddings: Embeddings) -> np.ndarray:
-    """Give int64 `[p,2]`: rows whose images are the same bytes, or near duplicates."""
+    """Give int64 `[p,2]`: rows whose images are the same bytes, or near duplicates.
+
+    One that shows the other mirrored is none under another label: it may be left and right that the
+    labels tell apart.
+    """
     first: dict[str, int] = {}
     same = [(first.setdefault(digest, row), row) for row, digest in enumerate(embeddings.digests)]
     near = near_duplicates(embeddings.features, fingerprints(embeddings.traits))
+    targets = [example.targets for example in embeddings.index.examples]
+    alike = [targets[a] == targets[b] for a, b in near.edges.tolist()]
     apart = [(a, b) for a, b in same if a != b]
-    return np.concatenate([np.array(apart, np.int64).reshape(-1, 2), near.edges])
+    edges = near.edges[~near.mirrored | np.array(alike, bool)]
+    return np.concatenate([np.array(apart, np.int64).reshape(-1, 2), edges])
 
 
 def _arranged(

@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from modules import write_pooling
 
 from job.cli import main
-from job.divide import move_rows
+from job.dataset import Example, Index, Split
+from job.divide import find_copies, move_rows
+from job.embed import Embeddings
 from job.errors import ConfigError
 from job.ledger import GONE, LEFT_OUT, WRONG_LABEL, read_ledger
-from job.storage import LocalStore
+from job.storage import Entry, LocalStore
+from job.traits import traits
 
 Captured = pytest.CaptureFixture[str]
 
@@ -35,6 +38,28 @@ def test_rows_are_moved_in_place(drawn: tuple[int, list[int]], kept: int) -> Non
     move_rows(table[:, :2], chosen)
     assert np.array_equal(table[: len(chosen), :2], before[chosen, :2])
     assert np.array_equal(table[:, 2], before[:, 2])
+
+
+def test_a_mirrored_copy_is_none_under_another_label() -> None:
+    """It may be left and right that the labels tell apart; a straight one is a copy under any."""
+    random = np.random.default_rng(3)
+    pictures = [np.kron(random.random((6, 6, 3)), np.ones((8, 8, 1))) for _ in range(30)]
+    shown = [*pictures, pictures[0][:, ::-1], pictures[1][:, ::-1], pictures[2]]
+    labels = [0] * 30 + [0, 1, 1]
+    features = np.maximum(0, random.normal(size=(30, 64)))[[*range(30), 0, 1, 2]]
+    examples = tuple(
+        Example(Entry(f"{row}", 1, 1), (label,), Split.TRAIN) for row, label in enumerate(labels)
+    )
+    embeddings = Embeddings(
+        Index(("a", "b"), examples),
+        features.astype(np.float32),
+        np.stack([traits(b"", pixels.astype(np.float32)) for pixels in shown]),
+        tuple(map(str, range(33))),
+        (),
+        {},
+        0,
+    )
+    assert find_copies(embeddings).tolist() == [[0, 30], [2, 32]]
 
 
 @pytest.fixture(scope="session")
