@@ -11,4 +11,4 @@ if __name__ == "__main__":
     from job.cli import main
     from job.guard import leave
 
-    leave(main())
+    main(end=leave)

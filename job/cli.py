@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -241,15 +242,23 @@ def explain(error: BaseException, doing: str = "") -> int:
     return code
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command and give its exit code; the only place where an error becomes one."""
+def main(arguments: list[str] | None = None, *, end: Callable[[int], None] | None = None) -> int:
+    """Run a command and give its exit code; the only place where an error becomes one.
+
+    With `end`, which is to end the process, it is called with the code while signals are still
+    watched: one that comes now changes nothing about what was told.
+    """
     # TensorFlow's own notes would break up the JSON lines; its errors arrive as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with GUARD.watching():
         try:
-            return _run_command(arguments)
+            code = _run_command(arguments)
+            GUARD.settle()
         except Terminated:  # while something else was being explained
-            return 143
+            code = 143
+        if end:
+            end(code)
+    return code
 
 
 def _run_command(arguments: list[str] | None) -> int:

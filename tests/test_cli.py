@@ -180,3 +180,15 @@ def test_output_is_pure_json_off_a_terminal(places: list[str]) -> None:
     )  # fmt: skip
     for line in [*done.stdout.splitlines(), *done.stderr.splitlines()]:
         assert isinstance(json.loads(line), dict)
+
+
+def test_a_signal_at_the_very_end_changes_nothing() -> None:
+    """What was told stands: the process ends with the code that goes with it."""
+    told = []
+
+    def end(code: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        told.append(code)
+
+    assert main(["--version"], end=end) == 0
+    assert told == [0]
