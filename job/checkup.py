@@ -170,8 +170,8 @@ def data_before(
     row_of = {digest: row for row, digest in enumerate(now.digests)}
     here = _some([place for place, digest in enumerate(digests) if digest in row_of], MOST_BEFORE)
     features = now.features[[row_of[digests[place]] for place in here]]
-    gone = [p for p, d in enumerate(digests) if d not in row_of and cache and cache.holds(d)]
     if cache and len(here) < MOST_BEFORE:
+        gone = [p for p, d in enumerate(digests) if d not in row_of and cache.holds(d)]
         gone = _some(gone, MOST_BEFORE - len(here))
         table = np.empty((len(gone), now.features.shape[1] + TRAITS), np.float32)
         wanted: dict[str, list[int]] = {}

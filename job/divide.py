@@ -1,4 +1,4 @@
-"""The split as it is when contents are known: copies on one side, nobody moved. No TensorFlow."""
+"""The split as it is when contents are known: copies on one side, nobody moved."""
 
 from __future__ import annotations
 
@@ -38,23 +38,15 @@ class Divided:
         Rows are moved in place: this one is not to be used afterwards. Raises DataError as
         `split.check_split` does.
         """
-        embeddings, examples = self.embeddings, self.embeddings.index.examples
-        for table in (embeddings.features, embeddings.traits):
-            move_rows(table, rows)
-        kept = tuple(examples[row] for row in rows)
-        check_split(kept, embeddings.index.labels, self.groups[rows].tolist())
-        left = replace(
-            embeddings,
-            index=replace(embeddings.index, examples=kept),
-            features=embeddings.features[: len(rows)],
-            traits=embeddings.traits[: len(rows)],
-            digests=tuple(embeddings.digests[row] for row in rows),
-        )
+        index = self.embeddings.index
+        examples, kept = index.examples, tuple(index.examples[row] for row in rows)
+        check_split(kept, index.labels, self.groups[rows].tolist())
         gone = {example.name for example in examples} - {example.name for example in kept}
         ledger = make_ledger(
             replace(line, note=note) if line.name in gone and not line.note else line
             for line in self.ledger.lines
         )
+        left = rearranged(self.embeddings, kept, rows)
         return Divided(left, self.groups[rows], places_of(rows, self.copies), ledger)
 
 
@@ -118,16 +110,23 @@ def _arranged(
     row_of = {example.name: row for row, example in enumerate(placed)}
     examples = in_order(example for row, example in enumerate(placed) if row not in out)
     order = np.array([row_of[example.name] for example in examples], np.int64)
+    moved = rearranged(embeddings, examples, order)
+    return Divided(moved, sides.groups[order], places_of(order, copies), Ledger())
+
+
+def rearranged(
+    embeddings: Embeddings, examples: tuple[Example, ...], order: np.ndarray
+) -> Embeddings:
+    """Give the embeddings of `examples`, which are those of the rows `order`, moved in place."""
     for table in (embeddings.features, embeddings.traits):
         move_rows(table, order)
-    moved = replace(
+    return replace(
         embeddings,
         index=Index(embeddings.index.labels, examples),
         features=embeddings.features[: len(order)],
         traits=embeddings.traits[: len(order)],
         digests=tuple(embeddings.digests[row] for row in order),
     )
-    return Divided(moved, sides.groups[order], places_of(order, copies), Ledger())
 
 
 def places_of(order: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from job.doctor.listing import read_exclusions
 from job.errors import ConfigError, RegraftError
 from job.index import build_index
 from job.progress import log
-from job.sources import Found, Selection, find_images
+from job.sources import Found, Selection, find_images, parent
 from job.storage import Readable, Store, open_store
 
 
@@ -51,8 +51,8 @@ def index_of(config: ReadOptions, found: Found, *, check: bool = True) -> Index:
 
 def _read_names(config: ReadOptions, uri: str) -> frozenset[str]:
     """Read the names that a file of `--exclude @FILE` has."""
-    folder, _, name = uri.rpartition("/")
-    store = open_place(config, folder or ("/" if uri.startswith("/") else "."))
+    folder, name = parent(uri)
+    store = open_place(config, folder)
     try:
         names: frozenset[str] = read_exclusions(store.read(name).decode())
         return names

@@ -190,8 +190,8 @@ def _folder(uri: str, open_at: Open) -> _Part:
 
 def _import_rows(uri: str, open_at: Open, alone: bool, several: bool) -> _Part:
     """Read an import file and look its images up; those that are not there are told when read."""
-    base, _, file = uri.rpartition("/")
-    folder = open_at(base or ("/" if uri.startswith("/") else "."))
+    base, file = parent(uri)
+    folder = open_at(base)
     try:
         listed = parse_import(uri, folder.read(file))
     except FileNotFoundError as error:
@@ -216,6 +216,12 @@ def _import_rows(uri: str, open_at: Open, alone: bool, several: bool) -> _Part:
         rows.append(Row(entry, item.labels or (), full.removeprefix(inside), item.use))
     missing = len(listed) - len(labelled)
     return _Part(Found(folder, tuple(rows), unlabelled=missing), places)
+
+
+def parent(uri: str) -> tuple[str, str]:
+    """Give the folder that a file is in, and its name there."""
+    folder, _, name = uri.rpartition("/")
+    return folder or ("/" if uri.startswith("/") else "."), name
 
 
 def _named(uri: str, inside: str, alone: bool) -> str:
