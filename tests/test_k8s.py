@@ -103,6 +103,9 @@ def test_exit_codes_decide_what_the_cluster_does(build: str) -> None:
         assert action(rules, error.exit_code) == expected, error
         assert action(rules, error.exit_code, disrupted=True) == "Ignore", error
     assert action(rules, 137) == "Count"  # killed by the kernel, out of memory perhaps
+    for values in (rule["onExitCodes"]["values"] for rule in rules if "onExitCodes" in rule):
+        assert values == sorted(set(values))
+        assert 0 not in values
     # A failure policy is for pods that are never restarted in place.
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
     names = {container["name"] for container in spec["template"]["spec"]["containers"]}
