@@ -17,6 +17,7 @@ from job.errors import ConfigError
 from job.head import Head
 from job.microbatch import MicroBatches
 from job.recipe import FinetuneOptions
+from job.replicas import SOLO, Replicas
 from job.trainable import Trainable
 
 # In float16 gradients below 6e-8 are lost, so the loss is multiplied by this first; a factor that
@@ -34,10 +35,15 @@ class Descent:
     """
 
     def __init__(
-        self, trainable: Trainable, head: Head, options: FinetuneOptions, steps: int
+        self,
+        trainable: Trainable,
+        head: Head,
+        options: FinetuneOptions,
+        steps: int,
+        replicas: Replicas = SOLO,
     ) -> None:
         """Set up for `steps` steps from the weights of `head` and those that `trainable` has."""
-        self._trainable = trainable
+        self._trainable, self._replicas = trainable, replicas
         self._l2 = options.l2
         top = [tf.Variable(head.kernel, name="kernel"), tf.Variable(head.bias, name="bias")]
         layers = trainable.last_layers(options.unfreeze)
@@ -55,26 +61,28 @@ class Descent:
         targets = tf.TensorSpec([None, head.bias.size], tf.float32)
         scalar = tf.TensorSpec([], tf.float32)
         gradients = [tf.TensorSpec(v.shape, v.dtype) for v in self.variables]
-        self._slope = _compiled(self._slope_of_piece, images, targets, scalar)
-        self._score = _compiled(self._score_of_piece, images, targets)
+        self._slope = _compiled(replicas.spread(self._slope_of_piece), images, targets, scalar)
+        self._score = _compiled(replicas.spread(self._score_of_piece), images, targets)
         self._apply = _compiled(self._move, gradients, scalar)
 
     def step(
-        self, images: tf.Tensor, targets: tf.Tensor, batches: MicroBatches
+        self, images: tf.Tensor, targets: tf.Tensor, batches: MicroBatches, count: int
     ) -> dict[str, float]:
         """Take one step on images float32 `[n,h,w,3]` and targets float32 `[n,classes]`.
 
+        They are this worker's share of the step's `count` images.
         Gives `loss` (mean cross-entropy in nats), `accuracy` and the head's `learning_rate`.
         Raises ConfigError where the loss or its gradient is not finite.
         """
         rate = float(self._optimizers[0][0].learning_rate)
         while True:
             scale = tf.constant(self.loss_scale, tf.float32)
-            loss, hits, *slopes = batches.total(
+            sums = batches.total(
                 lambda images, targets: self._slope(images, targets, scale),  # noqa: B023
                 images,
                 targets,
             )
+            loss, hits, *slopes = self._replicas.total(sums)
             if np.isfinite(float(loss)) and np.isfinite(float(tf.linalg.global_norm(slopes))):
                 break
             if self.loss_scale == 1:
@@ -83,7 +91,6 @@ class Descent:
                     hint="lower --learning-rate and --backbone-learning-rate",
                 )
             self.loss_scale /= 2
-        count = len(images)
         self._apply(slopes, tf.constant(count * self.loss_scale, tf.float32))
         return {
             "loss": float(loss) / count,
@@ -94,8 +101,11 @@ class Descent:
     def score(
         self, images: tf.Tensor, targets: tf.Tensor, batches: MicroBatches
     ) -> tuple[float, float]:
-        """Give the sum of the cross-entropies in nats, and how many answers are right."""
-        loss, hits = batches.total(self._score, images, targets)
+        """Give the sum of the cross-entropies in nats, and how many answers are right.
+
+        Both are over all workers, of whose images these are a share.
+        """
+        loss, hits = self._replicas.total(batches.total(self._score, images, targets))
         return float(loss), float(hits)
 
     @contextlib.contextmanager

@@ -5,13 +5,13 @@ The head starts at its optimum, so that the backbone's first gradients mean some
 comes out is never worse on the validation images than what went in.
 
 A run depends on its seed and inputs alone. On a CPU it gives the same bytes each time, however
-often it was stopped after a checkpoint and went on from there.
+often it was stopped after a checkpoint and went on from there; workers that train together do so
+for their number.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -23,14 +23,15 @@ from job.augment import AUGMENTATIONS, augment
 from job.backbone import Backbone
 from job.descent import Descent, precision
 from job.errors import ConfigError
-from job.feed import Feed, FinetuneData, Side, draw, split_evenly
+from job.feed import Feed, FinetuneData, draw, split_evenly
 from job.fit import Observe
 from job.guard import beat
 from job.head import Head
 from job.microbatch import MicroBatches
 from job.progress import log
 from job.recipe import CLASS_WEIGHTS, FinetuneOptions
-from job.standing import Checkpoint, Finetuned, Standing, State
+from job.replicas import SOLO, Replicas
+from job.standing import Checkpoint, Finetuned, Standing, State, origin_of
 from job.trainable import Trainable
 
 # Bytes of decoded images that are kept: 7,000 of 224 x 224 pixels.
@@ -59,6 +60,7 @@ def finetune(
     checkpoint: Checkpoint = lambda arrays, meta: None,
     watch: Watch = lambda step, head, backbone: None,
     resume: State | None = None,
+    replicas: Replicas = SOLO,
 ) -> Finetuned:
     """Train the head and the last layers of a backbone; `trainable` has the best weights after it.
 
@@ -66,15 +68,15 @@ def finetune(
     told of figures, `advance` how many of `options.steps(n)` are done, and `watch` after each how
     many, and what gives head and backbone as they are then. Where `due` says so, or an error or a
     signal ends the run, `checkpoint` is given the parts of a `State`, with which as `resume` a run
-    of the same inputs goes on.
+    of the same inputs goes on: of several workers, `replicas`, the chief's.
 
     Raises ConfigError for a setting that is unknown or not for this machine, a loss that is not
-    finite, or too little memory; UnavailableError for an image that cannot be read any more.
+    finite, or too little memory; UnavailableError for an image that is gone, or a lost worker.
     """
     batches = MicroBatches(options.train_batch_size, options.accumulate)
     feed = Feed(data, threads=threads, memory=memory)
     with contextlib.closing(batches), precision(options):
-        loop = _Loop(trainable, head, data, options, batches, feed, distort, observe)
+        loop = _Loop(trainable, head, data, options, batches, feed, distort, observe, replicas)
         advance(loop.restore(resume))
         with loop.saving(checkpoint):
             for _ in loop.steps():
@@ -96,16 +98,18 @@ class _Loop:
         feed: Feed,
         distort: Distort | None,
         observe: Observe,
+        replicas: Replicas,
     ) -> None:
         _check(options)
         self.standing = Standing()
         self._trainable, self._data, self._options = trainable, data, options
         self._batches, self._feed, self._distort, self._observe = batches, feed, distort, observe
+        self._replicas, self._mixes = replicas, options.augment != "none"
         self._classes = head.bias.size
         self._per_epoch = options.steps_per_epoch(len(data.train.rows))
         self._last = options.steps(len(data.train.rows))
-        self._origin = _fingerprint(trainable, head, data, options)
-        self._descent = Descent(trainable, head, options, self._last)
+        self._origin = origin_of(trainable, head, data, options)
+        self._descent = Descent(trainable, head, options, self._last, replicas)
         self._best = self._descent.weights()
         self._whole = -1
 
@@ -115,12 +119,12 @@ class _Loop:
             loss, accuracy = self._validate()
             self.standing = Standing(0, loss, loss, accuracy)
         first = self.standing.step
-        rows = (self._data.train.rows[places] for places in self._plan(first))
+        rows = (self._data.train.rows[self._seen(places)] for places in self._plan(first))
         with contextlib.closing(self._feed.batches(self._data.train, rows)) as pictures:
             for places, images in zip(self._plan(first), pictures, strict=True):
                 if self._options.patience and self.standing.stale >= self._options.patience:
                     break
-                self._train(images, self._data.train.classes[places])
+                self._train(images, places)
                 if self.standing.step % self._per_epoch == 0:
                     self._judge()
                 self._whole = self.standing.step
@@ -157,23 +161,31 @@ class _Loop:
         checkpoint(state.arrays, state.meta)
 
     def restore(self, state: State | None) -> int:
-        """Go on from a state, and give the steps that are done.
+        """Go on from a state, or from that of the chief, and give the steps that are done.
 
         One of another run is left alone, and the log says so.
         """
-        if state is None:
-            return 0
         now = self.state()
-        if state.meta.get("origin") != self._origin or _shapes(state) != _shapes(now):
+        if state is not None and self._is_ours(state, now):
+            self._take(state)
+            now = state
+        if self._replicas.count > 1:
+            self._take(State(*self._replicas.from_chief(now.arrays, now.meta)))
+        return self.standing.step
+
+    def _is_ours(self, state: State, now: State) -> bool:
+        if state.meta.get("origin") != self._origin or state.shapes() != now.shapes():
             message = "the checkpoint is of other settings or images: fine-tuning starts over"
             log(message, level=logging.WARNING)
-            return 0
+            return False
+        return True
+
+    def _take(self, state: State) -> None:
         self.standing = Standing(**{name: state.meta[name] for name in asdict(self.standing)})
         self._batches.size = state.meta["micro_batch"]
         self._descent.loss_scale = state.meta["loss_scale"]
         self._best = [state.arrays[f"best/{i}"] for i in range(len(self._best))]
         self._descent.load(state.arrays)
-        return self.standing.step
 
     def head(self) -> Head:
         """Give the head as it is now."""
@@ -207,17 +219,28 @@ class _Loop:
             batches = split_evenly(places, options.train_batch_size)
             yield from batches[max(0, first - epoch * self._per_epoch) :]
 
-    def _train(self, images: np.ndarray, classes: np.ndarray) -> None:
+    def _seen(self, places: np.ndarray) -> np.ndarray:
+        """Give those of a step's places whose images this worker has to see: its share.
+
+        Augmentations mix the images of a step, so that all of them are needed.
+        """
+        return places if self._mixes else self._replicas.share(places)
+
+    def _train(self, images: np.ndarray, places: np.ndarray) -> None:
         options, step = self._options, self.standing.step
+        classes = self._data.train.classes[self._seen(places)]
         pixels = _as_float(images)
         if self._distort:
             random = np.random.default_rng([options.seed, step, 1])
-            seeds = random.integers(2**31, size=(len(classes), 2), dtype=np.int32)
-            pixels = self._distort(pixels, tf.constant(seeds))
+            seeds = random.integers(2**31, size=(len(places), 2), dtype=np.int32)
+            pixels = self._distort(pixels, tf.constant(self._seen(seeds)))
         smoothing = options.label_smoothing
         targets = self._one_hot(classes) * (1 - smoothing) + smoothing / self._classes
         pixels, targets = augment(options.augment, pixels, targets, options.seed, step)
-        values = self._descent.step(pixels, targets, self._batches)
+        if self._mixes:
+            mine = self._replicas.cut(len(places))
+            pixels, targets = pixels[mine], targets[mine]
+        values = self._descent.step(pixels, targets, self._batches, len(places))
         beat()
         self.standing = replace(self.standing, step=step + 1)
         self._observe("train", step + 1, **values)
@@ -238,7 +261,8 @@ class _Loop:
     def _validate(self) -> tuple[float, float]:
         """Give the mean log loss in nats and the accuracy on the validation images."""
         side = self._data.validation
-        parts = split_evenly(np.arange(len(side.rows)), SCORED)
+        whole = split_evenly(np.arange(len(side.rows)), SCORED)
+        parts = [self._replicas.share(part) for part in whole]
         sums = np.zeros(2)
         rows = (side.rows[part] for part in parts)
         with contextlib.closing(self._feed.batches(side, rows)) as pictures:
@@ -262,18 +286,3 @@ def _check(options: FinetuneOptions) -> None:
     for name, choices in known.items():
         if (value := getattr(options, name)) not in choices:
             raise ConfigError(f"no such {name}: {value}", hint=f"use {', '.join(choices)}")
-
-
-def _shapes(state: State) -> dict[str, tuple[int, ...]]:
-    return {name: value.shape for name, value in state.arrays.items()}
-
-
-def _fingerprint(
-    trainable: Trainable, head: Head, data: FinetuneData, options: FinetuneOptions
-) -> str:
-    """Give a SHA-256, in hex, of what the run depends on; of images the numbers and classes."""
-    digest = hashlib.sha256(repr((tf.__version__, trainable.digest(), options)).encode())
-    sides: tuple[Side, ...] = (data.train, data.validation)
-    for array in (head.kernel, head.bias, *(a for s in sides for a in (s.rows, s.classes))):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

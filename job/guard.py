@@ -56,6 +56,7 @@ class Guard:
         self.stall_timeout: float | None = None
         self.last_words: Callable[[RegraftError | KeyboardInterrupt, str], None] | None = None
         self._beats = 0
+        self._heard: list[signal.Signals] = []
         self._interrupted = False
         self.raised: type[BaseException] | None = None
 
@@ -73,8 +74,8 @@ class Guard:
         os.set_blocking(theirs, False)
         self._interrupted, self.raised = False, None
         # A shell starts what it puts in the background deaf to SIGINT, and it should stay so.
-        heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
-        handlers = [signal.signal(number, self._interrupt) for number in heard]
+        self._heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        handlers = [signal.signal(number, self._interrupt) for number in self._heard]
         wakeup = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
         thread = threading.Thread(target=self._watch, args=[ours], name="guard", daemon=True)
         thread.start()
@@ -82,12 +83,21 @@ class Guard:
             yield
         finally:
             signal.set_wakeup_fd(wakeup)
-            for number, handler in zip(heard, handlers, strict=True):
+            for number, handler in zip(self._heard, handlers, strict=True):
                 signal.signal(number, handler)
+            self._heard = []
             os.close(theirs)  # the thread reads the end of the pipe
             thread.join()
             os.close(ours)
             self.stall_timeout = self.last_words = None
+
+    def listen(self) -> None:
+        """Take the signals back from a library that has put a handler of its own in place of ours.
+
+        To be called from the main thread; does nothing where the process is not watched.
+        """
+        for number in self._heard:
+            signal.signal(number, self._interrupt)
 
     def settle(self) -> None:
         """Let a first signal raise nothing any more: how this ends is about to be told."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,13 +13,11 @@ import tensorflow as tf
 from job.errors import ConfigError
 from job.guard import beat
 from job.progress import log
+from job.replicas import Sums
 
 # On a CPU a core works on so many images at once: more are no faster and take more memory. It is
 # the same on every machine, because sums round otherwise in another order.
 CPU_PIECE = 8
-
-# Maps tensors `[n,...]` to tensors that are sums over the n.
-Sums = Callable[..., Sequence[tf.Tensor]]
 
 
 class MicroBatches:
@@ -53,7 +51,8 @@ class MicroBatches:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _total(self, function: Sums, batch: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        starts = range(0, len(batch[0]), self.size)
+        # Of no images too: the share of a worker where there are fewer than workers.
+        starts = range(0, max(1, len(batch[0])), self.size)
         sums: list[tf.Tensor] = []
         for first in range(0, len(starts), self._workers):
             pieces = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from job.assess import assess
 from job.backbone import resolve
 from job.checkup import look_at_data
@@ -9,15 +11,14 @@ from job.config import RunConfig
 from job.progress import Progress
 from job.publish import publish
 from job.release import confirm_serving, find_unchanged, pass_gate, write_bundle
+from job.replicas import join_workers
 from job.report import Facts
 from job.result import Result
 from job.stages import (
-    Source,
     is_left_to_others,
-    load_resolved,
     make_plan,
     open_cache,
-    open_trainable,
+    open_source,
     read_images,
     settle_split,
 )
@@ -33,7 +34,7 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
     Raises the errors of `job.errors`; nothing new is in service then.
     """
     result.seconds = progress.seconds
-    with work_folder(config.work_dir) as folder:
+    with work_folder(config.work_dir) as folder, ExitStack() as stack:
         plan = make_plan(config, progress, result)
         with progress.phase("backbone"):
             kept = config.work_dir or folder
@@ -43,17 +44,18 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
             if same is not None:
                 result.finish("unchanged", plan.models.uri, same)
                 return None
-            backbone = load_resolved(config, found, kept)
-            trainable = open_trainable(config, found, kept)
-        source = Source(plan.data, backbone, cache, folder, plan, trainable)
+            replicas = stack.enter_context(join_workers(config))
+            source = open_source(config, plan, found, cache, kept, folder, replicas)
         if is_left_to_others(config, source, progress, result):
-            result.status = "embedded"
             return None
         embeddings = read_images(config, source, progress, result)
         divided = settle_split(config, plan, embeddings, progress, result)
         divided, checkup = look_at_data(config, source, divided, progress, result)
-        with standby(backbone.image_size, config.exact_decode, config.max_pixels) as verifier:
+        size = source.backbone.image_size
+        with standby(size, config.exact_decode, config.max_pixels) as verifier:
             trained = train(config, source, divided, progress, result)
+            if trained is None:
+                return None
             facts = assess(config, plan, trained, checkup, progress, result)
             pass_gate(config, plan, facts, result)
             bundle, goldens = write_bundle(config, source, trained, facts, progress, result)

@@ -24,6 +24,7 @@ from job.ledger import Ledger, read_ledger
 from job.memory import check_memory, memory_limit
 from job.progress import Progress, log
 from job.publish import next_version, read_listing
+from job.replicas import SOLO, Replicas
 from job.result import Result
 from job.service import (
     InService,
@@ -35,7 +36,7 @@ from job.stream import Decode, Skipped
 from job.trainable import Trainable, load_trainable
 from job.traits import TRAITS_VERSION
 from job.unknown import Threshold, check_rate
-from job.workers import share, wait_for_others, worker_index
+from job.workers import find_place, share, trains_together, wait_for_others
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +68,20 @@ class Reader:
 class Source(Reader):
     """Where a run's embeddings come from.
 
-    `trainable` is the backbone with its weights in variables, where those are to be trained.
+    `trainable` is the backbone with its weights in variables, where those are to be trained, and
+    `replicas` are who trains them together.
     """
 
     plan: Plan
     trainable: Trainable | None = None
+    replicas: Replicas = SOLO
 
 
 def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
     """Check all that can be checked before a backbone is loaded; `plan` ends here."""
     with progress.phase("index"):
         check_memory(memory_limit())
+        find_place(config)
         found = open_data(config, several=TASKS[config.task].several)
         index = index_of(config, found)
         if config.unknown_rate is not None:
@@ -138,15 +142,25 @@ def load_resolved(config: ReadOptions, found: Resolved, kept: Path) -> Backbone:
     return load_backbone(found, cache_dir=kept, image_size=config.image_size, shelf=shelf)
 
 
-def open_trainable(config: RunConfig, found: Resolved, kept: Path) -> Trainable | None:
-    """Load a backbone to train it, if that is what the solver does; as `load_trainable` raises.
+def open_source(
+    config: RunConfig,
+    plan: Plan,
+    found: Resolved,
+    cache: EmbeddingCache | None,
+    kept: Path,
+    scratch: Path,
+    replicas: Replicas,
+) -> Source:
+    """Load the backbone, and its weights where the solver trains them; as `load_trainable` raises.
 
-    It is done before the images are embedded, so that a module which cannot be trained is told of
-    at once.
+    That is done before the images are embedded, so that a module which cannot be trained is told
+    of at once. What is built is kept in the folder `kept`.
     """
-    if config.solver != "finetune":
-        return None
-    return load_trainable(found, cache_dir=kept, image_size=config.image_size)
+    backbone = load_resolved(config, found, kept)
+    trainable = None
+    if config.solver == "finetune":
+        trainable = load_trainable(found, cache_dir=kept, image_size=config.image_size)
+    return Source(plan.data, backbone, cache, scratch, plan, trainable, replicas)
 
 
 def as_classifier(
@@ -199,13 +213,15 @@ def is_left_to_others(
     config: RunConfig, source: Source, progress: Progress, result: Result
 ) -> bool:
     """Embed this job's share where several work together; tell whether another one goes on."""
-    if config.workers_count == 1 or source.cache is None:
+    worker, count = find_place(config)
+    if count == 1 or source.cache is None:
         return False
-    worker, index = worker_index(config), source.plan.index
-    mine = share(index, worker, config.workers_count)
+    index = source.plan.index
+    mine = share(index, worker, count)
     embedded = embed_images(config, source, mine, progress, "share")
     result.cache |= {"hits": embedded.hits, "misses": embedded.misses}
-    if worker > 0:
+    if worker > 0 and not trains_together(config):
+        result.status = "embedded"
         return True
     others = index.without(example.name for example in mine.examples)
     with progress.phase("wait", len(others.examples)) as advance:

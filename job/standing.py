@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from job.backbone import Backbone
+from job.feed import FinetuneData, Side
 from job.head import Head
+from job.recipe import FinetuneOptions
+from job.trainable import Trainable
 
 # Given the `arrays` and the `meta` of a `State`.
 Checkpoint = Callable[[dict[str, np.ndarray], dict[str, Any]], None]
@@ -21,6 +26,10 @@ class State:
 
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Give the shape of each array."""
+        return {name: value.shape for name, value in self.arrays.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +60,14 @@ class Standing:
     best_accuracy: float = 0.0
     best_step: int = 0
     stale: int = 0
+
+
+def origin_of(
+    trainable: Trainable, head: Head, data: FinetuneData, options: FinetuneOptions
+) -> str:
+    """Give a SHA-256, in hex, of what a run depends on; of images the numbers and classes."""
+    digest = hashlib.sha256(repr((tf.__version__, trainable.digest(), options)).encode())
+    sides: tuple[Side, ...] = (data.train, data.validation)
+    for array in (head.kernel, head.bias, *(a for s in sides for a in (s.rows, s.classes))):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

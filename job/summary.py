@@ -26,6 +26,8 @@ def run_summary(config: RunConfig, result: Result, facts: Facts | None) -> Rende
     images = result.images
     if result.status == "embedded":
         table = _pairs(f"{config.name}: this job's share is in the cache, job 0 goes on")
+    elif result.status == "helped":
+        table = _pairs(f"{config.name}: trained together with worker 0, which has published")
     elif facts is None:
         table = _pairs(f"{config.name}: unchanged, version {result.version} stays in service")
     else:
@@ -47,7 +49,7 @@ def run_summary(config: RunConfig, result: Result, facts: Facts | None) -> Rende
         if facts.comparison is not None:
             table.add_row("before", comparison_text(facts.comparison))
     table.add_row("seconds", ", ".join(f"{k} {v:.1f}" for k, v in result.seconds.items()))
-    if result.status == "embedded":
+    if result.version is None:
         return table
     table.add_row("version", Text(f"{result.uri}"))
     if facts is not None:

@@ -59,9 +59,10 @@ class Trained:
 
 def train(
     config: RunConfig, source: Source, divided: Divided, progress: Progress, result: Result
-) -> Trained:
+) -> Trained | None:
     """Fit the head, and on the validation images its temperature, thresholds and what is unknown.
 
+    None where this worker has only helped another to fit, which goes on with it.
     Raises DataError when the training images do not tell some label apart from the rest.
     """
     embeddings, plan, backbone = divided.embeddings, source.plan, source.backbone
@@ -72,14 +73,16 @@ def train(
         check_rate(config.unknown_rate, len(labels), len(validation[1]))
     training = training_side(config, source, embeddings, progress, result)
     digest = inputs_digest(config, plan.index, embeddings.checksums, backbone.digest)
-    state = f"{digest}/{split_digest(embeddings.index)}"
-    checkpoints = Checkpoints(plan.models, state, config.checkpoint_interval)
+    checkpoints = open_checkpoints(config, source, digest, split_digest(embeddings.index))
     run = f"{config.name}-{digest[:12]}"
     with Watch(config, source, labels, run) as watch, checkpoints:
         with progress.phase("fit", steps_of(config, len(training[1]))) as advance:
             session = Session(advance, watch.observe, checkpoints)
             task = Task(config, source, embeddings, training, validation, session, watch)
             solved = SOLVERS[config.solver](task)
+        if not source.replicas.is_chief:
+            result.status = "helped"
+            return None
         fit = solved.fit
         validation, test = scored_sides(config, source, embeddings, solved.backbone, progress)
         temperature = labelling.temperature(fit.head.logits(validation[0]), validation[1])
@@ -91,6 +94,16 @@ def train(
         fit, head, temperature, thresholds, solved.backbone, test, divided, digest, checkpoints,
         unknown,
     )  # fmt: skip
+
+
+def open_checkpoints(config: RunConfig, source: Source, inputs: str, sides: str) -> Checkpoints:
+    """Keep the state of a fit to these inputs and sides of the split, digests in hex: the chief's.
+
+    Raises UnavailableError where the workers that train together have not the same of both.
+    """
+    source.replicas.require_same(inputs + sides)
+    models = source.plan.models if source.replicas.is_chief else None
+    return Checkpoints(models, f"{inputs}/{sides}", config.checkpoint_interval)
 
 
 def find_unknown(

@@ -15,6 +15,7 @@ from job.distort import distort_batch, padded_size
 from job.feed import FinetuneData, Side
 from job.finetune import finetune
 from job.fit import Fit
+from job.head import Head
 from job.images import loader
 from job.recipe import tuning_options
 from job.standing import State
@@ -39,11 +40,14 @@ def tune(task: Task, start: Fit) -> Solved:
     def distort(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         return distort_batch(images, distortion, seeds, size)
 
+    replicas = task.source.replicas
+    arrays, _ = replicas.from_chief({"kernel": start.head.kernel, "bias": start.head.bias}, {})
+    head = Head(arrays["kernel"], arrays["bias"])  # on other processors its last bits may differ
     checkpoints = session.checkpoints
     saved = checkpoints.load(STAGE)
     found = finetune(
         trainable,
-        start.head,
+        head,
         _data(task),
         options,
         threads=config.fetch_threads,
@@ -56,6 +60,7 @@ def tune(task: Task, start: Fit) -> Solved:
             step, head, backbone, options.steps(len(task.train[1]))
         ),
         resume=None if saved is None else _state(saved),
+        replicas=replicas,
     )
     fit = Fit(found.head, start.l2, None, found.validation_loss, None, found.steps)
     return Solved(fit, found.backbone)

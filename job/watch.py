@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 
 from job.backbone import Backbone
 from job.config import RunConfig
@@ -36,6 +37,8 @@ class Watch:
         self, config: RunConfig, source: Source, labels: tuple[str, ...], run: str
     ) -> None:
         """Watch the run whose files are to be called `run`."""
+        if not source.replicas.is_chief:  # which leaves all that there is to see
+            config = replace(config, summaries=None, intermediate_interval=None)
         self._config, self._source, self._labels, self._run = config, source, labels, run
         self._stack = ExitStack()
         self._flushed_at = time.monotonic()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from job.cache import EmbeddingCache
+from job.cluster import TF_CONFIG, find_cluster
 from job.config import RunConfig
 from job.dataset import Index
 from job.errors import ConfigError
@@ -24,6 +25,35 @@ COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
 
 # Seconds between two looks at the cache.
 INTERVAL = 2.0
+
+
+def find_place(config: RunConfig) -> tuple[int, int]:
+    """Give which of how many jobs that share the work this is, `(0, 1)` if it is alone.
+
+    $TF_CONFIG tells it as well as `--workers-count` does. Raises ConfigError as `find_cluster` and
+    `worker_index` do, and where the two contradict each other.
+    """
+    cluster = find_cluster()
+    if cluster is None:
+        return worker_index(config), config.workers_count
+    if config.workers_count > 1:
+        raise ConfigError(
+            f"--workers-count is {config.workers_count}, and ${TF_CONFIG} tells of {cluster.count} "
+            "workers",
+            hint=f"leave --workers-count out, or unset ${TF_CONFIG}",
+        )
+    if not config.cache_uri and not trains_together(config):
+        raise ConfigError(
+            f"--cache is off, and the {cluster.count} workers of ${TF_CONFIG} share their work "
+            "through it",
+            hint="give them a --cache that all of them can write to",
+        )
+    return cluster.index, cluster.count
+
+
+def trains_together(config: RunConfig) -> bool:
+    """Tell whether the workers of $TF_CONFIG go on together once the images are embedded."""
+    return config.solver == "finetune" and find_cluster() is not None
 
 
 def worker_index(config: RunConfig) -> int:

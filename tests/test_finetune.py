@@ -335,7 +335,7 @@ def test_a_loss_scale_that_overflows_is_halved(loaded: Trainable) -> None:
         descent = Descent(loaded, START, options, 5)
         assert (descent.loss_scale == 1) == (scale == 1)
         descent.loss_scale = scale
-        descent.step(images, targets, batches)
+        descent.step(images, targets, batches, len(images))
         steps.append(descent.weights())
     batches.close()
     assert 1 < descent.loss_scale < 2.0**127
