@@ -8,7 +8,7 @@ from job.checkup import look_at_data
 from job.config import RunConfig
 from job.progress import Progress
 from job.publish import publish
-from job.release import confirm_serving, find_unchanged, pass_gate, write_bundle
+from job.release import find_unchanged, hand_over, pass_gate, write_bundle
 from job.report import Facts
 from job.result import Result
 from job.stages import (
@@ -62,6 +62,6 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
         with progress.phase("publish"):
             version = publish(bundle, plan.models)
             trained.checkpoints.clear()
-        confirm_serving(config, plan.models, version, goldens, progress)
+        hand_over(config, plan.models, version, goldens, progress)
     result.finish("published", plan.models.uri, version)
     return facts

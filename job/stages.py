@@ -10,7 +10,7 @@ from pathlib import Path
 
 from job.backbone import Backbone, Resolved, load_backbone
 from job.cache import EmbeddingCache, space_name
-from job.config import ReadOptions, RunConfig
+from job.config import VERSION, ReadOptions, RunConfig
 from job.dataset import Index, Split
 from job.divide import Divided, divide
 from job.embed import Embeddings, embed
@@ -88,6 +88,8 @@ def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
             check_writable(open_place(config, config.cache_uri))
         if config.summaries:
             check_writable(open_place(config, config.summaries))
+        if config.deliver:
+            check_writable(open_place(config, config.deliver.replace(VERSION, "")))
         listing = read_listing(models)
         next_version(listing.newest, time.time())
         serving = read_in_service(models, listing)
