@@ -116,16 +116,22 @@ def _hyperparameters(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Give the options among the hyperparameters: not what SageMaker adds for its own toolkits."""
     for name, value in given.items():
         if not name.startswith(("sagemaker_", "_tuning_")):
-            yield name.replace("-", "_"), _unquoted(str(value))
+            yield name.replace("-", "_"), _text(str(value))
 
 
-def _unquoted(text: str) -> str:
-    """Give a hyperparameter's text: some estimators of the SDK write it as a JSON string."""
+def _text(value: str) -> str:
+    """Give a hyperparameter as a REGRAFT_ variable would have it.
+
+    Some estimators of the SDK write a text as a JSON string. Several are a JSON list, as there is
+    no line break in a hyperparameter.
+    """
     try:
-        found = json.loads(text)
+        found = json.loads(value)
     except ValueError:
-        return text
-    return found if isinstance(found, str) else text
+        return value
+    if isinstance(found, list):
+        return "\n".join(map(str, found))
+    return found if isinstance(found, str) else value
 
 
 def _training_channel(folder: Path) -> dict[str, str]:
