@@ -6,7 +6,12 @@
 set -eu
 
 if [ $# -eq 0 ]; then
-    if [ -n "${REGRAFT_DATA:-}" ]; then set -- run; else set -- --help; fi
+    # Where it is plain that a job is meant: by its data, or on Vertex AI.
+    if [ -n "${REGRAFT_DATA:-}${AIP_DATA_FORMAT:-}${AIP_MODEL_DIR:-}" ]; then
+        set -- run
+    else
+        set -- --help
+    fi
 fi
 
 case $1 in

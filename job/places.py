@@ -31,7 +31,8 @@ def expanded(uri: str, open_at: Open) -> list[Place]:
     if "*" not in pattern or Path(uri.removeprefix("file://")).exists():
         return [Place(uri, is_manifest(uri))]
     names = [entry.name for entry in open_at(base).list(pattern.partition("*")[0])]
-    files = [name for name in names if "/" not in name and fnmatchcase(name, pattern)]
+    wanted = pattern.replace("[", "[[]")
+    files = [name for name in names if "/" not in name and fnmatchcase(name, wanted)]
     if not files:
         raise ConfigError(
             f"{uri} fits no file", hint="give a folder of images, or the pattern of import files"

@@ -55,14 +55,14 @@ def vertex_ai(environment: Environment) -> Contract | None:
         options["deliver"] = said["AIP_MODEL_DIR"]
     if "AIP_TENSORBOARD_LOG_DIR" in said:
         options["summaries"] = said["AIP_TENSORBOARD_LOG_DIR"]
-    found = said.get("AIP_DATA_FORMAT", "jsonl")
-    if found != "jsonl":
+    found = said.get("AIP_DATA_FORMAT")
+    if found == "jsonl":
+        # Each row says which side of the split it is for, as the names of the files do.
+        sides = ("AIP_TRAINING_DATA_URI", "AIP_VALIDATION_DATA_URI", "AIP_TEST_DATA_URI")
+        options["data"] = "\n".join(said[side] for side in sides if side in said)
+    elif found:
         unread = f"AIP_DATA_FORMAT is {found}, expected jsonl: the managed data set is not read"
         return Contract(options, (unread,))
-    # Each row says which side of the split it is for, as the names of the files do.
-    sides = ("AIP_TRAINING_DATA_URI", "AIP_VALIDATION_DATA_URI", "AIP_TEST_DATA_URI")
-    if data := [said[side] for side in sides if side in said]:
-        options["data"] = "\n".join(data)
     return Contract(options)
 
 

@@ -66,6 +66,13 @@ def test_arguments_go_to_the_job(
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize("name", ["AIP_MODEL_DIR", "AIP_DATA_FORMAT"])
+def test_vertex_ai_runs_the_job_without_arguments(name: str, image_env: dict[str, str]) -> None:
+    """The help, and exit code 0, would look there like a job that is done."""
+    done = run(ENTRYPOINT, env={**image_env, name: "x"})
+    assert done.stdout.splitlines() == ["-m", "job", "run"]
+
+
 def test_an_image_that_trains_does_not_serve(image_env: dict[str, str]) -> None:
     """SageMaker starts an endpoint's image with `serve`: the answer says which image can do it."""
     done = run(ENTRYPOINT, "serve", env=image_env)

@@ -272,6 +272,14 @@ def test_a_pattern_stands_for_import_files(tmp_path: Path, upload: Upload, place
         find(f"{base}/validation-*")
 
 
+def test_only_the_asterisk_is_special(tmp_path: Path) -> None:
+    """Brackets in the name of a file are brackets."""
+    folder = write(tmp_path, "1.jpg")
+    for name in ("a[1]-x.csv", "a1-x.csv"):
+        (folder / name).write_text(f"1.jpg,{name[:4]}")
+    assert [row.labels for row in find(f"{folder}/a[1]-*").rows] == [("a[1]",)]
+
+
 def test_a_folder_may_have_an_asterisk_in_its_name(tmp_path: Path) -> None:
     """A path that is there is no pattern."""
     found = find(str(write(tmp_path / "a*b", "cat/1.jpg")))
