@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -185,10 +186,18 @@ def served(base: Path) -> list[tuple[str, str]]:
     return [(str(path.parent.parent.relative_to(base)), path.parent.name) for path in found]
 
 
-def test_sagemaker_starts_train_and_finds_a_model(
+def moved(base: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a new instance's /opt/ml: SageMaker brings it the input and the checkpoints."""
+    for folder in ("input", "checkpoints"):
+        shutil.copytree(base / folder, other / folder)
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(other))
+    return other
+
+
+def test_sagemaker_goes_on_after_an_interruption_and_finds_a_model(
     opt_ml: OptMl, module: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`train` alone publishes; a job that goes on elsewhere with its checkpoints delivers again."""
+    """`train` is stopped and goes on elsewhere; a third try finds it done and delivers it again."""
     shutil.rmtree(opt_ml.channel)
     write_colours(opt_ml.channel)
     opt_ml.configure(
@@ -196,34 +205,43 @@ def test_sagemaker_starts_train_and_finds_a_model(
         solver='"lbfgs"', sagemaker_region='"eu-west-1"', _tuning_objective_metric="accuracy",
     )  # fmt: skip
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
+    job = subprocess.Popen(
         [ROOT / "entrypoint.sh", "train"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=True,
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    result = json.loads(done.stdout.splitlines()[-1])
-    version = str(result["version"])
-    assert result["uri"] == f"{opt_ml.base}/checkpoints/models/model/{version}"
-    assert result["images"]["test"] > 16
-    taken = told([json.loads(line) for line in done.stderr.splitlines()])
-    assert taken["test_percent"] == "20"
-    assert taken["solver"] == "lbfgs"
-    assert served(opt_ml.base) == [("model", version)]
-    assert not (opt_ml.base / "output/failure").exists()
-    image = opt_ml.channel / "yellow" / "000.jpg"
-    assert labels_of(capsys, f"{opt_ml.base}/model/{version}", image) == "yellow"
+    assert job.stderr is not None
+    for line in job.stderr:
+        if "embed: done" in line:
+            break
+    job.send_signal(signal.SIGTERM)
+    out, _ = job.communicate(timeout=120)
+    assert (job.returncode, json.loads(out.splitlines()[-1])["status"]) == (143, "preempted")
+    assert opt_ml.failure.startswith("Stopped: stopped by SIGTERM")
+    assert served(opt_ml.base) == []
 
-    other = tmp_path / "other/opt/ml"
-    for folder in ("input", "checkpoints"):
-        shutil.copytree(opt_ml.base / folder, other / folder)
-    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(other))
+    second = moved(opt_ml.base, tmp_path / "second/opt/ml", monkeypatch)
+    code, result, log = run(capsys, "run")
+    assert (code, result["status"]) == (0, "published")
+    assert result["cache"]["hits"] == 120
+    assert result["images"]["test"] > 16
+    version = str(result["version"])
+    assert result["uri"] == f"{second}/checkpoints/models/model/{version}"
+    taken = told(log)
+    assert (taken["test_percent"], taken["solver"]) == ("20", "lbfgs")
+    assert served(second) == [("model", version)]
+    assert not (second / "output/failure").exists()
+    image = opt_ml.channel / "yellow" / "000.jpg"
+    assert labels_of(capsys, f"{second}/model/{version}", image) == "yellow"
+
+    third = moved(second, tmp_path / "third/opt/ml", monkeypatch)
     code, result, _ = run(capsys, "run")
     assert (code, result["status"]) == (0, "unchanged")
-    assert served(other) == [("model", version)]
+    assert served(third) == [("model", version)]
 
-    (other / f"checkpoints/models/model/{version}/frozen_graph.pb").write_bytes(b"damaged")
+    (third / f"checkpoints/models/model/{version}/frozen_graph.pb").write_bytes(b"damaged")
     code, result, _ = run(capsys, "run", "--deliver", tmp_path / "twice")
     assert code == 5
-    assert "frozen_graph.pb" in (other / "output/failure").read_text()
+    assert "frozen_graph.pb" in (third / "output/failure").read_text()
     assert not (tmp_path / "twice/saved_model.pb").exists()
 
 
