@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -396,6 +397,8 @@ def test_the_kubeflow_component_runs(
     code, result, _ = run(capsys, "run", *map(filled, container["args"]))
     assert code == 0
     assert json.loads(output.read_text()) == result
+    # What docs/platforms.md tells SageMaker to look for in it.
+    assert re.search(r'"test_accuracy":([0-9.]+)', output.read_text())
     assert result["status"] == "published"
 
 
