@@ -24,6 +24,7 @@ from job.endings import reason_of
 from job.errors import ConfigError, DataError, RegraftError
 from job.guard import GUARD, Terminated
 from job.options import Lines, begin, common_options, config_options, option
+from job.platforms import failure_note
 from job.progress import LOGGER, import_tensorflow, set_up_logging
 from job.result import Result
 from job.terminal import print_table
@@ -193,18 +194,19 @@ class Announcement:
         """Write the result to its file and as the last line of stdout."""
         with self._lock:
             if not self._made:
-                self._write(result.to_json())
+                self._write(result.to_json(), failure_note(result.error) if result.error else {})
                 self._made = True
 
-    def _write(self, line: str) -> None:
+    def _write(self, line: str, texts: dict[Path, str]) -> None:
         target = self._target
         if target is None and os.access(TERMINATION_LOG, os.W_OK):
             target = TERMINATION_LOG
-        if target is not None:
+        for place, text in (texts | ({target: line + "\n"} if target else {})).items():
             try:
-                target.write_text(line + "\n", "utf-8")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(text, "utf-8")
             except OSError as error:
-                said = f"the result could not be written to {target}: {error.strerror}"
+                said = f"the result could not be written to {place}: {error.strerror}"
                 click.echo(said, err=True)
         click.echo(line)
 
@@ -283,6 +285,8 @@ def _refuse(error: click.ClickException) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "python -m job"
     refused = ConfigError(error.format_message(), hint=f"`{command} --help` lists what there is")
+    if isinstance(error.__cause__, ConfigError):
+        refused = error.__cause__
     if context is not None and context.command.name in ("run", "plan"):
         result = Result()
         result.fail(refused)

@@ -64,17 +64,16 @@ def finetune(
 ) -> Finetuned:
     """Train the head and the last layers of a backbone; `trainable` has the best weights after it.
 
-    `threads` images are read and decoded at once, and `memory` bytes of them kept. `observe` is
-    told of figures, `advance` how many of `options.steps(n)` are done, and `watch` after each how
-    many, and what gives head and backbone as they are then. Where `due` says so, or an error or a
-    signal ends the run, `checkpoint` is given the parts of a `State`, with which as `resume` a run
-    of the same inputs goes on: of several workers, `replicas`, the chief's.
+    `threads` images are read at once, and `memory` bytes of them kept. `observe` is told of figures,
+    `advance` how many of `options.steps(n)` are done, `watch` after each how many, and what gives
+    head and backbone by then. Where `due` says so, or an error or signal ends it, `checkpoint` is
+    given the parts of a `State`, with which as `resume` (the chief's) a run of the same goes on.
 
-    Raises ConfigError for a setting that is unknown or not for this machine, a loss that is not
-    finite, or too little memory; UnavailableError for an image that is gone, or a lost worker.
+    Raises ConfigError for an unknown setting, one that is not for this machine, a loss that is not
+    finite, or too little memory; UnavailableError for a lost image or worker.
     """
-    batches = MicroBatches(options.train_batch_size, options.accumulate)
     feed = Feed(data, threads=threads, memory=memory)
+    batches = MicroBatches(options.train_batch_size, options.accumulate)
     with contextlib.closing(batches), precision(options):
         loop = _Loop(trainable, head, data, options, batches, feed, distort, observe, replicas)
         advance(loop.restore(resume))

@@ -10,8 +10,9 @@ from job.dataset import Index
 from job.doctor.listing import read_exclusions
 from job.errors import ConfigError, RegraftError
 from job.index import build_index
+from job.places import parent
 from job.progress import log
-from job.sources import Found, Selection, find_images, parent
+from job.sources import Found, Selection, find_images
 from job.storage import Readable, Store, open_store
 
 

@@ -1,7 +1,8 @@
-"""Options for click, made from the configuration: flags, environment variables, a YAML file."""
+"""Options for click, made from the configuration: flags, variables, a YAML file, the platform."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import typing
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from job.config import did_you_mean, read_options
+from job.config import did_you_mean, read_options, refuse_unknown
 from job.errors import ConfigError
-from job.progress import Progress
+from job.platforms import recognise
+from job.progress import Progress, log
 from job.terminal import set_up
 
 if TYPE_CHECKING:
@@ -23,16 +26,52 @@ if TYPE_CHECKING:
 # What Kubernetes sets for a Service that happens to be called `regraft`: not meant as options.
 SERVICE_LINK = re.compile(r"REGRAFT_(SERVICE|PORT)(_.*)?|REGRAFT_.*_(SERVICE|PORT)(_.*)?")
 
+# Where a context keeps what the platform says.
+PLATFORM = "regraft.platform"
 
-def read_config_file(ctx: click.Context, option: click.Parameter, path: Path | None) -> None:
-    """Take defaults from a YAML file; flags and environment variables beat them."""
-    if path is None:
-        return
+
+def read_defaults(ctx: click.Context, option: click.Parameter, path: Path | None) -> None:
+    """Take defaults from the platform and from a YAML file, which beats it.
+
+    Flags and environment variables beat them both.
+    """
     known = {str(param.name) for param in ctx.command.params} - {str(option.name)}
     try:
-        ctx.default_map = read_options(path, known, _several(ctx.command))
+        given = read_options(path, known, _several(ctx.command)) if path else {}
+        ctx.default_map = _platform_defaults(ctx, known, given) | given
     except ConfigError as error:
         raise click.UsageError(error.message, ctx) from error
+
+
+def _platform_defaults(
+    ctx: click.Context, known: set[str], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Give what the platform says of the options that the file has not given.
+
+    It speaks to the commands that publish. What it says is kept for `tell_platform`.
+    """
+    seen = recognise() if {"models", "deliver"} <= known else None
+    if seen is None:
+        return {}
+    name, contract = seen
+    refuse_unknown(contract.options, known, name)
+    options = {key: text for key, text in contract.options.items() if key not in given}
+    ctx.meta[PLATFORM] = (name, options, contract.unread)
+    several = _several(ctx.command)
+    return {key: Lines.split(v) if key in several else v for key, v in options.items()}
+
+
+def tell_platform(ctx: click.Context) -> None:
+    """Log on which platform this is, which options are its own, and what of it is not read."""
+    if PLATFORM not in ctx.meta:
+        return
+    name, options, unread = ctx.meta[PLATFORM]
+    source = ParameterSource.DEFAULT_MAP
+    taken = {key: v for key, v in options.items() if ctx.get_parameter_source(key) is source}
+    said = ", ".join(f"--{key.replace('_', '-')} {text}" for key, text in taken.items())
+    log(f"on {name}: {said or 'no option'} comes from it", platform=name, options=taken)
+    for sentence in unread:
+        log(f"on {name}: {sentence}", level=logging.WARNING, platform=name)
 
 
 def _several(command: click.Command) -> set[str]:
@@ -56,7 +95,7 @@ def common_options(command: Any) -> Any:
         envvar="REGRAFT_CONFIG",
         is_eager=True,
         expose_value=False,
-        callback=read_config_file,
+        callback=read_defaults,
         help="YAML file with options; a flag or an environment variable beats it.",
     )(command)
 
@@ -111,7 +150,12 @@ class Lines(click.ParamType[str]):
 
     def split_envvar_value(self, rv: str) -> list[str]:
         """Give the lines that are not empty: a URI may have spaces in it."""
-        return [line.strip() for line in rv.splitlines() if line.strip()]
+        return self.split(rv)
+
+    @staticmethod
+    def split(text: str) -> list[str]:
+        """Give the lines of a text that are not empty."""
+        return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 class NumberOr(click.ParamType[int | None]):
@@ -135,7 +179,9 @@ def option(name: str, **settings: Any) -> Callable[[Any], Any]:
 def begin(log_format: str) -> tuple[str, Progress, Console]:
     """Set up logging and refuse misspelt variables; gives what `terminal.set_up` does."""
     output = set_up(log_format)
-    check_environment(click.get_current_context().find_root().command)
+    context = click.get_current_context()
+    check_environment(context.find_root().command)
+    tell_platform(context)
     return output
 
 

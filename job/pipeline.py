@@ -10,7 +10,7 @@ from job.checkup import look_at_data
 from job.config import RunConfig
 from job.progress import Progress
 from job.publish import publish
-from job.release import confirm_serving, find_unchanged, pass_gate, write_bundle
+from job.release import find_unchanged, hand_over, pass_gate, write_bundle
 from job.replicas import join_workers
 from job.report import Facts
 from job.result import Result
@@ -37,15 +37,14 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
     with work_folder(config.work_dir) as folder, ExitStack() as stack:
         plan = make_plan(config, progress, result)
         with progress.phase("backbone"):
-            kept = config.work_dir or folder
-            found = resolve(config.backbone, cache_dir=kept)
+            found = resolve(config.backbone, cache_dir=config.work_dir or folder)
             cache = open_cache(config, found.digest, result)
             same = find_unchanged(config, plan, found.digest, cache)
             if same is not None:
                 result.finish("unchanged", plan.models.uri, same)
                 return None
             replicas = stack.enter_context(join_workers(config))
-            source = open_source(config, plan, found, cache, kept, folder, replicas)
+            source = open_source(config, plan, found, cache, folder, replicas)
         if is_left_to_others(config, source, progress, result):
             return None
         embeddings = read_images(config, source, progress, result)
@@ -64,6 +63,6 @@ def run(config: RunConfig, progress: Progress, result: Result) -> Facts | None:
         with progress.phase("publish"):
             version = publish(bundle, plan.models)
             trained.checkpoints.clear()
-        confirm_serving(config, plan.models, version, goldens, progress)
+        hand_over(config, plan.models, version, goldens, progress)
     result.finish("published", plan.models.uri, version)
     return facts

@@ -10,22 +10,24 @@ from pathlib import Path
 
 from job.cache import EmbeddingCache
 from job.checkpoints import Checkpoints
-from job.config import RunConfig
+from job.config import VERSION, RunConfig
 from job.dataset import Split
 from job.embed import Embeddings
 from job.errors import ConfigError, GateRejected, PublishError, UnavailableError
 from job.export import EXPORTERS, export
+from job.intake import open_place
 from job.junit import junit
 from job.lite import Asked, write_tflite
 from job.manifest import write_manifest
 from job.progress import Progress, log
-from job.publish import PREVIOUS, move_channel, read_channels, read_listing
+from job.publish import LAST_FILE, PREVIOUS, move_channel, read_channels, read_listing
 from job.report import Facts, markdown, write_report
 from job.result import Result, append_summary
+from job.seal import describe_files, file_problems
 from job.service import unchanged_version
 from job.serving import compare_answers, wait_available
 from job.stages import Plan, Source, as_classifier
-from job.storage import Store
+from job.storage import Store, download
 from job.training import Trained
 from job.verify import MAX_GOLDENS, Golden, golden_record, write_warmup
 from job.versions import withdraw
@@ -45,6 +47,7 @@ def find_unchanged(
     if same is not None:
         move_channel(plan.models, same, forward=True)
         Checkpoints(plan.models, plan.serving.inputs if plan.serving else "").clear()
+        deliver(config, plan.models, same)
     return same
 
 
@@ -155,6 +158,14 @@ def reject(plan: Plan, facts: Facts, result: Result) -> None:
     )
 
 
+def hand_over(
+    config: RunConfig, models: Store, version: int, goldens: list[Golden], progress: Progress
+) -> None:
+    """See the new version served, and deliver it where else it is wanted; as the two raise."""
+    confirm_serving(config, models, version, goldens, progress)
+    deliver(config, models, version)
+
+
 def confirm_serving(
     config: RunConfig, models: Store, version: int, goldens: list[Golden], progress: Progress
 ) -> None:
@@ -175,6 +186,31 @@ def confirm_serving(
         take_back(models, version)
         log(f"version {version} was withdrawn: {error}", level=logging.ERROR, version=version)
         raise
+
+
+def deliver(config: RunConfig, models: Store, version: int) -> None:
+    """Put a version's files where `--deliver` asks for them, `saved_model.pb` last of all.
+
+    An earlier one's `saved_model.pb` goes first, so that no mixture of the two is a model; what
+    else lies there is not looked at. Raises PublishError when a file is not what its manifest says.
+    """
+    if config.deliver is None:
+        return
+    place = open_place(config, config.deliver.replace(VERSION, str(version)))
+    source = models.child(str(version))
+    with tempfile.TemporaryDirectory(dir=config.work_dir) as name:
+        folder = Path(name)
+        download(source, source.list(), folder)
+        if wrong := file_problems(folder):
+            raise PublishError(
+                f"{source.uri}: {'; '.join(wrong[:3])}",
+                hint=f"version {version} is not delivered: roll back to another, or use --force",
+            )
+        files = [file for file in describe_files(folder) if file != LAST_FILE]
+        place.delete(LAST_FILE)
+        for file in (*files, LAST_FILE):
+            place.write(file, folder / file)
+    log(f"version {version} is also in {place.uri}", version=version)
 
 
 def take_back(models: Store, version: int) -> None:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from job.config import is_manifest
 from job.dataset import Split
 from job.errors import ConfigError, DataError
 from job.importfile import Listed, parse_import
 from job.labels import quoted
+from job.places import Open, expanded, parent
 from job.storage import Entry, Readable, Store
 
 # Files that file managers and version control leave behind; nobody means them as images.
 IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini"})
-
-Open = Callable[[str], Store]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +113,15 @@ def find_images(
     Raises DataError for an import file that is none, for an image under two uses, and for one under
     several labels unless it may have them.
     """
-    alone = len(uris) == 1
-    if alone and not is_manifest(uris[0]):
-        store = open_at(uris[0])
+    sources = [source for uri in uris for source in expanded(uri, open_at)]
+    alone = len(sources) == 1
+    if alone and not sources[0].is_file:
+        store = open_at(sources[0].uri)
         found = folder_rows(store)
         return _selected(store, found.rows, found, select)
     parts = [
-        _import_rows(uri, open_at, alone, several) if is_manifest(uri) else _folder(uri, open_at)
-        for uri in uris
+        _import_rows(uri, open_at, alone, several) if is_file else _folder(uri, open_at)
+        for uri, is_file in sources
     ]
     places = {prefix: store for part in parts for prefix, store in part.places.items()}
     rows = _merged([row for part in parts for row in part.found.rows], several)
@@ -216,12 +215,6 @@ def _import_rows(uri: str, open_at: Open, alone: bool, several: bool) -> _Part:
         rows.append(Row(entry, item.labels or (), full.removeprefix(inside), item.use))
     missing = len(listed) - len(labelled)
     return _Part(Found(folder, tuple(rows), unlabelled=missing), places)
-
-
-def parent(uri: str) -> tuple[str, str]:
-    """Give the folder that a file is in, and its name there."""
-    folder, _, name = uri.rpartition("/")
-    return folder or ("/" if uri.startswith("/") else "."), name
 
 
 def _named(uri: str, inside: str, alone: bool) -> str:

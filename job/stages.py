@@ -10,7 +10,7 @@ from pathlib import Path
 
 from job.backbone import Backbone, Resolved, load_backbone
 from job.cache import EmbeddingCache, space_name
-from job.config import ReadOptions, RunConfig
+from job.config import VERSION, ReadOptions, RunConfig
 from job.dataset import Index, Split
 from job.divide import Divided, divide
 from job.embed import Embeddings, embed
@@ -92,6 +92,8 @@ def make_plan(config: RunConfig, progress: Progress, result: Result) -> Plan:
             check_writable(open_place(config, config.cache_uri))
         if config.summaries:
             check_writable(open_place(config, config.summaries))
+        if config.deliver:
+            check_writable(open_place(config, config.deliver.replace(VERSION, "")))
         listing = read_listing(models)
         next_version(listing.newest, time.time())
         serving = read_in_service(models, listing)
@@ -147,15 +149,15 @@ def open_source(
     plan: Plan,
     found: Resolved,
     cache: EmbeddingCache | None,
-    kept: Path,
     scratch: Path,
     replicas: Replicas,
 ) -> Source:
     """Load the backbone, and its weights where the solver trains them; as `load_trainable` raises.
 
     That is done before the images are embedded, so that a module which cannot be trained is told
-    of at once. What is built is kept in the folder `kept`.
+    of at once.
     """
+    kept = config.work_dir or scratch
     backbone = load_resolved(config, found, kept)
     trainable = None
     if config.solver == "finetune":

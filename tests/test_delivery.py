@@ -53,6 +53,8 @@ def image_env(tmp_path: Path) -> dict[str, str]:
         ([], "gs://bucket/images", ["-m", "job", "run"]),
         (["plan"], "gs://bucket/images", ["-m", "job", "plan"]),
         (["export"], "", ["-m", "job", "export"]),
+        (["train"], "", ["-m", "job", "run"]),
+        (["train", "--l2", "1"], "", ["-m", "job", "run", "--l2", "1"]),
     ],
 )
 def test_arguments_go_to_the_job(
@@ -62,6 +64,20 @@ def test_arguments_go_to_the_job(
     done = run(ENTRYPOINT, *given, env={**image_env, "REGRAFT_DATA": data})
     assert done.stdout.splitlines() == expected
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["AIP_MODEL_DIR", "AIP_DATA_FORMAT"])
+def test_vertex_ai_runs_the_job_without_arguments(name: str, image_env: dict[str, str]) -> None:
+    """The help, and exit code 0, would look there like a job that is done."""
+    done = run(ENTRYPOINT, env={**image_env, name: "x"})
+    assert done.stdout.splitlines() == ["-m", "job", "run"]
+
+
+def test_an_image_that_trains_does_not_serve(image_env: dict[str, str]) -> None:
+    """SageMaker starts an endpoint's image with `serve`: the answer says which image can do it."""
+    done = run(ENTRYPOINT, "serve", env=image_env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "TensorFlow Serving" in done.stderr
 
 
 def test_a_program_is_run_as_it_is(image_env: dict[str, str]) -> None:

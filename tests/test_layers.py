@@ -18,7 +18,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli_cache": {"*"},
     "cli_inspect": {"*"},
     "cli_versions": {"*"},
-    "options": {"config", "errors", "progress", "terminal"},
+    "options": {"config", "errors", "platforms", "progress", "terminal"},
+    "platforms": {"documents", "errors", "redact"},
     "terminal": {"progress"},
     "summary": {"config", "evaluate", "gate", "predict", "report", "result", "versions"},
     # The story and its steps
@@ -32,7 +33,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stages": {"*"},
     "inspection": {"*"},
     "checkup": {"*"},
-    "intake": {"config", "dataset", "doctor", "errors", "index", "progress", "sources", "storage"},
+    "intake": {
+        "config",
+        "dataset",
+        "doctor",
+        "errors",
+        "index",
+        "places",
+        "progress",
+        "sources",
+        "storage",
+    },
     "divide": {
         "config",
         "dataset",
@@ -215,7 +226,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The ground
     "targets": {"dataset"},
     "index": {"dataset", "errors", "labels", "sources", "split"},
-    "sources": {"config", "dataset", "errors", "importfile", "labels", "storage"},
+    "sources": {"dataset", "errors", "importfile", "labels", "places", "storage"},
+    "places": {"config", "errors", "storage"},
     "importfile": {"config", "dataset", "documents", "errors"},
     "ledger": {"dataset", "errors", "split", "storage"},
     "split": {"dataset", "errors", "labels", "near"},

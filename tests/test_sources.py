@@ -246,3 +246,41 @@ def test_patterns_and_names_choose(tmp_path: Path) -> None:
     assert names(chosen) == ["dog/3.jpg"]
     assert find(store, select=chosen).excluded == 3
     assert find(store, select=chosen).unmatched == 1
+
+
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_a_pattern_stands_for_import_files(tmp_path: Path, upload: Upload, place: str) -> None:
+    """Vertex AI names the files of a data set so; what they end in does not matter."""
+    folder = write(tmp_path / "d", "images/1.jpg", "images/2.jpg", "images/3.jpg")
+    files = {"training-00001-of-00002": 1, "training-00002-of-00002": 2, "test-1.jsonl": 3}
+    for name, number in files.items():
+        row = {
+            "imageGcsUri": f"images/{number}.jpg",
+            "classificationAnnotation": {"displayName": "cat"},
+            "dataItemResourceLabels": {"aiplatform.googleapis.com/ml_use": name.split("-")[0]},
+        }
+        (folder / name).write_text(json.dumps(row))
+    base = upload(folder, "d") if place == "bucket" else str(folder)
+    found = find(f"{base}/training-*", f"{base}/test-*")
+    assert [(row.key, row.use) for row in found.rows] == [
+        ("images/1.jpg", Split.TRAIN),
+        ("images/2.jpg", Split.TRAIN),
+        ("images/3.jpg", Split.TEST),
+    ]
+    assert [row.key for row in find(f"{base}/test-*").rows] == ["images/3.jpg"]
+    with pytest.raises(ConfigError, match=r"validation-\* fits no file"):
+        find(f"{base}/validation-*")
+
+
+def test_only_the_asterisk_is_special(tmp_path: Path) -> None:
+    """Brackets in the name of a file are brackets."""
+    folder = write(tmp_path, "1.jpg")
+    for name in ("a[1]-x.csv", "a1-x.csv"):
+        (folder / name).write_text(f"1.jpg,{name[:4]}")
+    assert [row.labels for row in find(f"{folder}/a[1]-*").rows] == [("a[1]",)]
+
+
+def test_a_folder_may_have_an_asterisk_in_its_name(tmp_path: Path) -> None:
+    """A path that is there is no pattern."""
+    found = find(str(write(tmp_path / "a*b", "cat/1.jpg")))
+    assert [row.key for row in found.rows] == ["cat/1.jpg"]

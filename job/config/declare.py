@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,18 @@ def read_options(path: Path, known: set[str], several: set[str]) -> dict[str, An
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected `option: value` lines")
     options = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for name in options:
+    refuse_unknown(options, known, f"--config {path}")
+    return {key: _listed(v) if key in several else v for key, v in options.items()}
+
+
+def refuse_unknown(names: Iterable[str], known: set[str], place: str) -> None:
+    """Raise ConfigError for the first name that is not `known`; `place` is where it stands."""
+    for name in names:
         if name not in known:
             raise ConfigError(
-                f"--config {path}: no such option: {name}{did_you_mean(name, known)}",
+                f"{place}: no such option: {name}{did_you_mean(name, known)}",
                 hint="`python -m job run --help` lists the options",
             )
-    return {key: _listed(v) if key in several else v for key, v in options.items()}
 
 
 def _listed(value: Any) -> list[str]:

@@ -14,6 +14,9 @@ from job.config.declare import check_bounds, option
 from job.config.fitting import MULTILABEL, FitOptions
 from job.errors import ConfigError
 
+# What stands for the number in `--deliver`.
+VERSION = "{version}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig(FitOptions):
@@ -82,6 +85,10 @@ class RunConfig(FitOptions):
         "Seconds without a new embedding from the others after which job 0 does their share.",
         300.0, low=1,
     )  # fmt: skip
+    deliver: str | None = option(
+        "Where the files of the version are put once more, without folders around them: for a "
+        "platform that takes a model from a place of its own. {version} in it is the number."
+    )
     summary_file: Path | None = option(
         "Where a Markdown summary is appended; $GITHUB_STEP_SUMMARY where that is set."
     )
@@ -106,8 +113,9 @@ class RunConfig(FitOptions):
                 hint="the doctor tells suspects, among images of one label: leave one of them out",
             )
         self.check_apart(
-            ("--models", self.models), ("--cache", self.cache_uri), ("--summaries", self.summaries)
-        )
+            ("--models", self.models), ("--cache", self.cache_uri),
+            ("--summaries", self.summaries), ("--deliver", self.deliver),
+        )  # fmt: skip
         if self.min_mean_average_precision is not None and self.task != MULTILABEL:
             raise ConfigError(
                 f"--min-mean-average-precision means nothing to --task {self.task}",
