@@ -1,0 +1,96 @@
+"""The result of a command, told: its file, the last line of stdout, and what CI shows of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+
+from job.errors import ConfigError
+from job.result import Result, append_summary
+
+TERMINATION_LOG = Path("/dev/termination-log")
+# The report has told these already, in more words.
+REPORTED = ("published", "rejected")
+
+
+class Announcement:
+    """The result of a command, told once: by the command, or by the guard if that ends it.
+
+    `options` are those of the command, by their names; what is not among them is not given.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
+        if is_told_to_ci(options):
+            load_outcome()  # now: what the guard ends may be stuck in an import
+        self._lock = threading.Lock()
+        self._made = False
+
+    def make(self, result: Result) -> None:
+        """Write the result to its file and as the last line of stdout, and the files for CI."""
+        with self._lock:
+            if not self._made:
+                self._write(result.to_json())
+                self._made = True
+
+    def _write(self, line: str) -> None:
+        target = self._options.get("result_file")
+        if target is None and os.access(TERMINATION_LOG, os.W_OK):
+            target = TERMINATION_LOG
+        if target is not None:
+            _try_to_write(target, line + "\n")
+        tell_ci(json.loads(line), self._options, reported=REPORTED)
+        click.echo(line)
+
+
+def is_told_to_ci(options: Mapping[str, Any]) -> bool:
+    """Tell whether anything but the result itself is asked for."""
+    asked = options.get("summary_file") or options.get("junit_file")
+    return bool(asked or os.environ.get("GITHUB_STEP_SUMMARY")) or _on_github()
+
+
+def tell_ci(
+    result: Mapping[str, Any], options: Mapping[str, Any], *, reported: tuple[str, ...] = ()
+) -> None:
+    """Write --summary-file and --junit-file by a result alone, and tell GitHub Actions of it.
+
+    Not the files where its status is one of `reported`. What cannot be written is told on stderr.
+    """
+    if not is_told_to_ci(options):
+        return
+    outcome, name = load_outcome(), str(options.get("name") or "")
+    if result["status"] not in reported:
+        try:
+            append_summary(options.get("summary_file"), outcome.markdown(name, result))
+        except ConfigError as error:
+            click.echo(f"the summary could not be written to {error.message}", err=True)
+        if cases := options.get("junit_file"):
+            _try_to_write(cases, outcome.junit(name, result))
+    if _on_github():
+        click.echo(outcome.annotation(name, result), err=True)
+
+
+def load_outcome() -> ModuleType:
+    """Give `job.outcome`, which loads numpy: --help can do without."""
+    from job import outcome
+
+    return outcome
+
+
+def _on_github() -> bool:
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def _try_to_write(place: Path, text: str) -> None:
+    try:
+        place.write_text(text, "utf-8", "backslashreplace")
+    except OSError as error:
+        said = f"the result could not be written to {place}: {error.strerror}"
+        click.echo(said, err=True)

@@ -1,0 +1,95 @@
+"""What CI shows of a run by its result alone: Markdown, JUnit, GitHub's annotation. No TensorFlow.
+
+A run that reaches the gate has a report, and `report.markdown` and `junit.junit` say more of it.
+This is for a run that ends before, and for those who have nothing but its result.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from typing import Any
+
+from job import figures
+from job.junit import document
+
+# How a run ends that leaves things as they were, and why that is as it should be.
+SKIPPED = {
+    "unchanged": "data, options and backbone are those of the version in service",
+    "embedded": "this job's share is in the cache, job 0 goes on",
+}
+
+
+def headline(name: str, result: Mapping[str, Any]) -> str:
+    """Give what became of the model in a few words, on one line."""
+    status = result["status"]
+    words = {
+        "published": f"version {result['version']} is published",
+        "unchanged": f"unchanged, version {result['version']} stays in service",
+        "rejected": "rejected by the gate",
+        "preempted": "stopped, run it again",
+    }
+    return figures.shown(f"{name or 'run'}: {words.get(status, status)}")
+
+
+def reason(result: Mapping[str, Any]) -> str:
+    """Give why a run ended as it did: the error with what to do about it, empty where all went."""
+    error = result.get("error")
+    if error:
+        return figures.shown(". ".join(filter(None, (error["message"], error["hint"]))))
+    return SKIPPED.get(result["status"], "")
+
+
+def markdown(name: str, result: Mapping[str, Any]) -> str:
+    """Give a summary in GitHub's Markdown of the model `name`, by a result as `Result` has it."""
+    lines = [f"## {figures.markdown_text(headline(name, result))}", ""]
+    if why := reason(result):
+        lines += [figures.markdown_text(why), ""]
+    images, labels = result.get("images") or {}, result.get("labels") or []
+    if "total" in images:
+        sides = ", ".join(f"{images[side]} {side}" for side in ("train", "validation", "test"))
+        of_labels = f" of {len(labels)} labels" if labels else ""
+        lines += [f"{images['total']} images{of_labels}: {sides}.", ""]
+    metrics = result.get("metrics") or {}
+    scores = {key: value for key, value in metrics.items() if isinstance(value, float)}
+    if scores:
+        lines += ["| metric | |", "|---|---:|"]
+        lines += [f"| {figures.markdown_text(key)} | {scores[key]:.4f} |" for key in scores]
+        lines += [""]
+    if result.get("uri"):
+        lines += [figures.markdown_text(result["uri"]), ""]
+    return "\n".join(lines)
+
+
+def junit(name: str, result: Mapping[str, Any]) -> str:
+    """Give JUnit XML with the run as its one case.
+
+    It fails when the gate said no, is an error when the run could not be finished, and is skipped
+    when there was nothing to do.
+    """
+    shown = figures.shown(name or "run")
+    suite = ET.Element("testsuite", name=shown)
+    case = ET.SubElement(suite, "testcase", classname=f"{shown}.run", name="run", time="0")
+    why = reason(result)
+    if result["status"] in SKIPPED:
+        ET.SubElement(case, "skipped", message=why)
+    elif error := result.get("error"):
+        tag = "failure" if result["status"] == "rejected" else "error"
+        ET.SubElement(case, tag, message=why, type=error["type"]).text = why
+    ET.SubElement(case, "system-out").text = headline(name, result)
+    return document(suite)
+
+
+def annotation(name: str, result: Mapping[str, Any]) -> str:
+    """Give the line that GitHub Actions shows at the top of a workflow run's page.
+
+    Its toolkit's `command.ts` has the escapes.
+    """
+    level = "error" if result.get("error") else "notice"
+    said = reason(result) or str(result.get("uri") or "")
+    title = _escaped(headline(name, result)).replace(":", "%3A").replace(",", "%2C")
+    return f"::{level} title={title}::{_escaped(said)}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
