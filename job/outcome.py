@@ -45,11 +45,10 @@ def markdown(name: str, result: Mapping[str, Any]) -> str:
     lines = [f"## {figures.markdown_text(headline(name, result))}", ""]
     if why := reason(result):
         lines += [figures.markdown_text(why), ""]
-    images, labels = result.get("images") or {}, result.get("labels") or []
+    images = result.get("images") or {}
     if "total" in images:
         sides = ", ".join(f"{images[side]} {side}" for side in ("train", "validation", "test"))
-        of_labels = f" of {len(labels)} labels" if labels else ""
-        lines += [f"{images['total']} images{of_labels}: {sides}.", ""]
+        lines += [f"{images['total']} images: {sides}.", ""]
     metrics = result.get("metrics") or {}
     scores = {key: value for key, value in metrics.items() if isinstance(value, float)}
     if scores:
@@ -57,7 +56,7 @@ def markdown(name: str, result: Mapping[str, Any]) -> str:
         lines += [f"| {figures.markdown_text(key)} | {scores[key]:.4f} |" for key in scores]
         lines += [""]
     if result.get("uri"):
-        lines += [figures.markdown_text(result["uri"]), ""]
+        lines += [figures.markdown_text(f"{result['uri']}/report/index.html"), ""]
     return "\n".join(lines)
 
 

@@ -53,7 +53,7 @@ def test_each_ending_is_the_case_that_it_is(
     text = outcome.markdown("flowers", result)
     heading, *body = text.splitlines()
     assert heading == f"## flowers\\: {words}"
-    assert "9 images of 2 labels: 5 train, 2 validation, 2 test." in body
+    assert "9 images: 5 train, 2 validation, 2 test." in body
     assert "| test\\_accuracy | 0.7500 |" in body
     if error := result["error"]:
         assert error["message"] in text
