@@ -41,13 +41,23 @@ class Announcement:
                 self._made = True
 
     def _write(self, line: str) -> None:
-        target = self._options.get("result_file")
-        if target is None and os.access(TERMINATION_LOG, os.W_OK):
-            target = TERMINATION_LOG
-        if target is not None:
-            _try_to_write(target, line + "\n")
-        tell_ci(json.loads(line), self._options, reported=REPORTED)
-        click.echo(line)
+        options = dict(self._options)
+        if options.get("result_file") is None and os.access(TERMINATION_LOG, os.W_OK):
+            options["result_file"] = TERMINATION_LOG
+        announce(line, options, reported=REPORTED)
+
+
+def announce(line: str, options: Mapping[str, Any], *, reported: tuple[str, ...] = ()) -> None:
+    """Tell a result, one line of JSON: to --result-file, to CI, and as the last line of stdout.
+
+    CI's files, --summary-file and --junit-file, are left alone where its status is one of
+    `reported`. What cannot be written is told on stderr.
+    """
+    if (target := options.get("result_file")) is not None:
+        _try_to_write(target, line + "\n")
+    if is_told_to_ci(options):
+        _tell_ci(json.loads(line), options, reported)
+    click.echo(line)
 
 
 def is_told_to_ci(options: Mapping[str, Any]) -> bool:
@@ -56,15 +66,9 @@ def is_told_to_ci(options: Mapping[str, Any]) -> bool:
     return bool(asked or os.environ.get("GITHUB_STEP_SUMMARY")) or _on_github()
 
 
-def tell_ci(
-    result: Mapping[str, Any], options: Mapping[str, Any], *, reported: tuple[str, ...] = ()
+def _tell_ci(
+    result: Mapping[str, Any], options: Mapping[str, Any], reported: tuple[str, ...]
 ) -> None:
-    """Write --summary-file and --junit-file by a result alone, and tell GitHub Actions of it.
-
-    Not the files where its status is one of `reported`. What cannot be written is told on stderr.
-    """
-    if not is_told_to_ci(options):
-        return
     outcome, name = load_outcome(), str(options.get("name") or "")
     if result["status"] not in reported:
         try:

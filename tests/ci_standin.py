@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import click
 
 from job.cli import cli
-from job.cli_announce import Announcement, tell_ci
+from job.cli_announce import announce
 from job.errors import DataError, GateRejected, Stopped, UnavailableError
 from job.options import check_environment
 from job.result import Result
@@ -40,10 +40,7 @@ def main(arguments: list[str]) -> int:
         result.status = ending
     elif ending:
         result.fail(KINDS[ending]("this is the reason", hint="this is what to do"))
-    reported = result.status in ("published", "rejected")
-    if reported:  # by what the report says, which has no place here
-        tell_ci(json.loads(result.to_json()), params)
-    Announcement(params if not reported else {"result_file": params["result_file"]}).make(result)
+    announce(result.to_json(), params)
     return ending if isinstance(ending, int) else 0
 
 
