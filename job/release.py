@@ -55,6 +55,7 @@ def foresee(config: RunConfig, progress: Progress, result: Result) -> None:
 
     `result.status` is then planned or unchanged.
     """
+    result.seconds = progress.seconds
     plan = make_plan(config, progress, result)
     result.status = "planned"
     if plan.serving is None or config.force or config.resplit:
