@@ -15,21 +15,24 @@ from job.junit import document
 
 # How a run ends that leaves things as they were, and why that is as it should be.
 SKIPPED = {
-    "unchanged": "data, options and backbone are those of the version in service",
-    "embedded": "this job's share is in the cache, job 0 goes on",
+    "unchanged": "Data, options and backbone are those of the version in service.",
+    "embedded": "This job's share is in the cache, job 0 goes on.",
 }
 
 
 def headline(name: str, result: Mapping[str, Any]) -> str:
-    """Give what became of the model in a few words, on one line."""
-    status = result["status"]
-    words = {
-        "published": f"version {result['version']} is published",
-        "unchanged": f"unchanged, version {result['version']} stays in service",
+    """Give what became of the model `name` in a few words, on one line."""
+    return f"{figures.shown(name or 'run')}: {_words(result)}"
+
+
+def _words(result: Mapping[str, Any]) -> str:
+    version, status = result["version"], str(result["status"])
+    return {
+        "published": f"version {version} is published",
+        "unchanged": f"unchanged, version {version} stays in service",
         "rejected": "rejected by the gate",
         "preempted": "stopped, run it again",
-    }
-    return figures.shown(f"{name or 'run'}: {words.get(status, status)}")
+    }.get(status, status)
 
 
 def reason(result: Mapping[str, Any]) -> str:
@@ -42,13 +45,11 @@ def reason(result: Mapping[str, Any]) -> str:
 
 def markdown(name: str, result: Mapping[str, Any]) -> str:
     """Give a summary in GitHub's Markdown of the model `name`, by a result as `Result` has it."""
-    lines = [f"## {figures.markdown_text(headline(name, result))}", ""]
+    lines = [f"## {figures.markdown_text(name or 'run')}: {_words(result)}", ""]
     if why := reason(result):
         lines += [figures.markdown_text(why), ""]
-    images = result.get("images") or {}
-    if "total" in images:
-        sides = ", ".join(f"{images[side]} {side}" for side in ("train", "validation", "test"))
-        lines += [f"{images['total']} images: {sides}.", ""]
+    if found := _images(result):
+        lines += [found, ""]
     metrics = result.get("metrics") or {}
     scores = {key: value for key, value in metrics.items() if isinstance(value, float)}
     if scores:
@@ -85,9 +86,17 @@ def annotation(name: str, result: Mapping[str, Any]) -> str:
     Its toolkit's `command.ts` has the escapes.
     """
     level = "error" if result.get("error") else "notice"
-    said = reason(result) or str(result.get("uri") or "")
+    said = reason(result) or str(result.get("uri") or _images(result))
     title = _escaped(headline(name, result)).replace(":", "%3A").replace(",", "%2C")
     return f"::{level} title={title}::{_escaped(said)}"
+
+
+def _images(result: Mapping[str, Any]) -> str:
+    images = result.get("images") or {}
+    if "total" not in images:
+        return ""
+    sides = ", ".join(f"{images[side]} {side}" for side in ("train", "validation", "test"))
+    return f"{images['total']} images: {sides}."
 
 
 def _escaped(text: str) -> str:

@@ -52,7 +52,7 @@ def test_each_ending_is_the_case_that_it_is(
     assert counted == {name: "1" if tag and name == sums[tag] else "0" for name in counted}
     text = outcome.markdown("flowers", result)
     heading, *body = text.splitlines()
-    assert heading == f"## flowers\\: {words}"
+    assert heading == f"## flowers: {words}"
     assert "9 images: 5 train, 2 validation, 2 test." in body
     assert "| test\\_accuracy | 0.7500 |" in body
     if error := result["error"]:
@@ -71,6 +71,13 @@ def test_hostile_text_stays_text() -> None:
     assert len(line.splitlines()) == 1
     assert "%250A" in line  # its own % is escaped, so it stays what it was
     assert line.startswith("::error title=a\\n%3A%3Aerror")
+
+
+def test_the_annotation_is_never_empty() -> None:
+    """Where nothing went wrong and nothing is published it counts the images."""
+    result = {**result_of("planned"), "uri": None}
+    said = "9 images: 5 train, 2 validation, 2 test."
+    assert outcome.annotation("flowers", result) == f"::notice title=flowers%3A planned::{said}"
 
 
 @pytest.mark.parametrize("status", ["published", "rejected"])
