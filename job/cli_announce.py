@@ -70,7 +70,7 @@ def _tell_ci(
     result: Mapping[str, Any], options: Mapping[str, Any], reported: tuple[str, ...]
 ) -> None:
     outcome, name = load_outcome(), str(options.get("name") or "")
-    if result["status"] not in reported:
+    if outcome.status_of(result) not in reported:
         try:
             append_summary(options.get("summary_file"), outcome.markdown(name, result))
         except ConfigError as error:

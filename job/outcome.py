@@ -18,6 +18,13 @@ SKIPPED = {
     "unchanged": "Data, options and backbone are those of the version in service.",
     "embedded": "This job's share is in the cache, job 0 goes on.",
 }
+# The others that are no failure.
+DONE = ("published", "planned")
+
+
+def status_of(result: Mapping[str, Any]) -> str:
+    """Give its status; a result that another program left need not have one."""
+    return str(result.get("status") or "failed")
 
 
 def headline(name: str, result: Mapping[str, Any]) -> str:
@@ -26,21 +33,22 @@ def headline(name: str, result: Mapping[str, Any]) -> str:
 
 
 def _words(result: Mapping[str, Any]) -> str:
-    version, status = result["version"], str(result["status"])
+    version, status = result.get("version"), status_of(result)
     return {
         "published": f"version {version} is published",
         "unchanged": f"unchanged, version {version} stays in service",
         "rejected": "rejected by the gate",
         "preempted": "stopped, run it again",
-    }.get(status, status)
+    }.get(status, figures.shown(status))
 
 
 def reason(result: Mapping[str, Any]) -> str:
     """Give why a run ended as it did: the error with what to do about it, empty where all went."""
     error = result.get("error")
     if error:
-        return figures.shown(". ".join(filter(None, (error["message"], error["hint"]))))
-    return SKIPPED.get(result["status"], "")
+        said = (error.get("message"), error.get("hint"))
+        return figures.shown(". ".join(str(part) for part in said if part))
+    return SKIPPED.get(status_of(result), "")
 
 
 def markdown(name: str, result: Mapping[str, Any]) -> str:
@@ -70,12 +78,13 @@ def junit(name: str, result: Mapping[str, Any]) -> str:
     shown = figures.shown(name or "run")
     suite = ET.Element("testsuite", name=shown)
     case = ET.SubElement(suite, "testcase", classname=f"{shown}.run", name="run", time="0")
-    why = reason(result)
-    if result["status"] in SKIPPED:
+    why, status = reason(result), status_of(result)
+    if status in SKIPPED:
         ET.SubElement(case, "skipped", message=why)
-    elif error := result.get("error"):
-        tag = "failure" if result["status"] == "rejected" else "error"
-        ET.SubElement(case, tag, message=why, type=error["type"]).text = why
+    elif status not in DONE:
+        tag = "failure" if status == "rejected" else "error"
+        kind = figures.shown(str((result.get("error") or {}).get("type") or status))
+        ET.SubElement(case, tag, message=why, type=kind).text = why
     ET.SubElement(case, "system-out").text = headline(name, result)
     return document(suite)
 
@@ -85,7 +94,7 @@ def annotation(name: str, result: Mapping[str, Any]) -> str:
 
     Its toolkit's `command.ts` has the escapes.
     """
-    level = "error" if result.get("error") else "notice"
+    level = "notice" if status_of(result) in (*SKIPPED, *DONE) else "error"
     said = reason(result) or str(result.get("uri") or _images(result))
     title = _escaped(headline(name, result)).replace(":", "%3A").replace(",", "%2C")
     return f"::{level} title={title}::{_escaped(said)}"
@@ -95,7 +104,7 @@ def _images(result: Mapping[str, Any]) -> str:
     images = result.get("images") or {}
     if "total" not in images:
         return ""
-    sides = ", ".join(f"{images[side]} {side}" for side in ("train", "validation", "test"))
+    sides = ", ".join(f"{images.get(side)} {side}" for side in ("train", "validation", "test"))
     return f"{images['total']} images: {sides}."
 
 

@@ -60,6 +60,15 @@ def test_each_ending_is_the_case_that_it_is(
         assert f"{error['message']}. {error['hint']}" in str(case[0].get("message"))
 
 
+def test_a_result_with_next_to_nothing_in_it_is_an_error() -> None:
+    """A pod may have left anything; no status is no success."""
+    suite = ET.fromstring(outcome.junit("", {})).find("testsuite")  # noqa: S314 - ours
+    assert suite is not None
+    assert suite.get("errors") == "1"
+    assert outcome.markdown("", {"error": {"message": "gone"}}).startswith("## run: failed\n\ngone")
+    assert outcome.annotation("", {}).startswith("::error title=run%3A failed::")
+
+
 def test_hostile_text_stays_text() -> None:
     """No name or message makes a second line, markup, broken XML or another workflow command."""
     nasty = "a\n::error::x <b> | `%0A` \x07\u202e\udcff"
