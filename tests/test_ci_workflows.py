@@ -30,7 +30,7 @@ SETTINGS = {
     "REGRAFT_DATA": "gs://bucket/all images",
     "REGRAFT_MODELS": "gs://bucket/models",
     "REGRAFT_NAME": "flowers",
-    "TRAINER_IMAGE": "registry.example.com/regraft:0.1.0",
+    "TRAINER_IMAGE": "registry.example.com/regraft:0.1.0-cpu",
 }
 
 
@@ -166,12 +166,12 @@ def test_what_may_work_the_next_time_is_tried_again() -> None:
 
 
 def test_images_are_of_this_version() -> None:
-    """Where an image is named it is the one that pyproject.toml and k8s/ name."""
+    """Where an image is named it has the version of pyproject.toml, and is that for CPUs."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     named = [
         tag for path in CI.iterdir() for tag in re.findall(r"/regraft:([\w.-]+)", path.read_text())
     ]
-    assert set(named) == {version}
+    assert set(named) == {f"{version}-cpu"}
 
 
 def test_names_lead_from_object_to_object() -> None:
@@ -495,6 +495,11 @@ def test_the_page_names_what_is_there() -> None:
         assert (ROOT / name).exists(), name
     for path in CI.iterdir():
         assert f"ci/{path.name}" in DOCS
+    headings = {line.lower().replace(" ", "-") for line in re.findall(r"^## (.+)$", DOCS, re.M)}
+    links = re.findall(r"\]\(([^):]+)\)", DOCS)
+    assert {link[1:] for link in links if link.startswith("#")} <= headings
+    for link in links:
+        assert link.startswith("#") or (ROOT / "docs" / link).exists(), link
     used = set(re.findall(r"vars\.([A-Z_]+)", (CI / "github-actions.yml").read_text()))
     assert {name for name in used if f"`{name}`" not in DOCS} == set()
     rows = {
