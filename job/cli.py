@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import click
 
 from job import __version__
+from job.cli_announce import Announcement
 from job.cli_cache import cache
 from job.cli_inspect import inspect
 from job.cli_versions import COMMANDS
@@ -24,12 +24,9 @@ from job.endings import reason_of
 from job.errors import ConfigError, DataError, RegraftError
 from job.guard import GUARD, Terminated
 from job.options import Lines, begin, common_options, config_options, option
-from job.platforms import failure_note
 from job.progress import LOGGER, import_tensorflow, set_up_logging
 from job.result import Result
 from job.terminal import print_table
-
-TERMINATION_LOG = Path("/dev/termination-log")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -56,25 +53,27 @@ def run(log_format: str, **options: Any) -> None:
 @common_options
 @config_options(RunConfig)
 def plan(log_format: str, **options: Any) -> None:
-    """Check all that `run` would check before training, and train nothing."""
+    """Check all that `run` would check before training, and train nothing.
+
+    The status in the result is planned, or unchanged where `run` would find nothing to do.
+    """
     execute(log_format, options, dry=True)
 
 
 def execute(log_format: str, options: dict[str, Any], *, dry: bool) -> None:
     """Run the pipeline, or only its plan, and leave the result however it ends."""
-    result, announcement = Result(), Announcement(options["result_file"])
+    result, announcement = Result(), Announcement(options)
     GUARD.last_words = lambda error, doing: last_words(error, doing, result, announcement)
     try:
         style, progress, console = begin(log_format)
         config = RunConfig(**options)
         GUARD.stop_timeout, GUARD.stall_timeout = config.stop_timeout, config.stall_timeout
         import_tensorflow()
-        from job import pipeline, stages, summary
+        from job import pipeline, release, summary
 
         facts = None
         if dry:
-            stages.make_plan(config, progress, result)
-            result.status = "planned"
+            release.foresee(config, progress, result)
         else:
             facts = pipeline.run(config, progress, result)
         GUARD.settle()
@@ -182,35 +181,6 @@ for _command in (inspect, *COMMANDS, cache):
     cli.add_command(_command)
 
 
-class Announcement:
-    """The result of a command, told once: by the command, or by the guard if that ends it."""
-
-    def __init__(self, target: Path | None) -> None:
-        self._target = target
-        self._lock = threading.Lock()
-        self._made = False
-
-    def make(self, result: Result) -> None:
-        """Write the result to its file and as the last line of stdout."""
-        with self._lock:
-            if not self._made:
-                self._write(result.to_json(), failure_note(result.error) if result.error else {})
-                self._made = True
-
-    def _write(self, line: str, texts: dict[Path, str]) -> None:
-        target = self._target
-        if target is None and os.access(TERMINATION_LOG, os.W_OK):
-            target = TERMINATION_LOG
-        for place, text in (texts | ({target: line + "\n"} if target else {})).items():
-            try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text(text, "utf-8")
-            except OSError as error:
-                said = f"the result could not be written to {place}: {error.strerror}"
-                click.echo(said, err=True)
-        click.echo(line)
-
-
 def last_words(
     error: RegraftError | KeyboardInterrupt, doing: str, result: Result, announcement: Announcement
 ) -> None:
@@ -290,5 +260,5 @@ def _refuse(error: click.ClickException) -> int:
     if context is not None and context.command.name in ("run", "plan"):
         result = Result()
         result.fail(refused)
-        Announcement(None).make(result)
+        Announcement(context.params).make(result)
     return explain(refused)

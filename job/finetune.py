@@ -64,7 +64,7 @@ def finetune(
 ) -> Finetuned:
     """Train the head and the last layers of a backbone; `trainable` has the best weights after it.
 
-    `threads` images are read at once, and `memory` bytes of them kept. `observe` is told of figures,
+    `threads` images are read at once, `memory` bytes of them kept. `observe` is told of figures,
     `advance` how many of `options.steps(n)` are done, `watch` after each how many, and what gives
     head and backbone by then. Where `due` says so, or an error or signal ends it, `checkpoint` is
     given the parts of a `State`, with which as `resume` (the chief's) a run of the same goes on.

@@ -31,13 +31,18 @@ def junit(facts: Facts) -> str:
         line = f"{', '.join(shares)}, {score.count} images"
         skipped = "" if score.count else "no test images"
         _case(suite, f"{name}.labels", score.label, reasons[score.label], line, skipped)
+    return document(suite)
+
+
+def document(suite: ET.Element) -> str:
+    """Give a `testsuite` with its cases as an XML document, the sums set."""
     for attribute, path in (
         ("tests", "testcase"),
         ("failures", ".//failure"),
+        ("errors", ".//error"),
         ("skipped", ".//skipped"),
     ):
         suite.set(attribute, str(len(suite.findall(path))))
-    suite.set("errors", "0")
     root = ET.Element("testsuites")
     root.append(suite)
     ET.indent(root)

@@ -8,6 +8,7 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
+from job.backbone import resolve
 from job.cache import EmbeddingCache
 from job.checkpoints import Checkpoints
 from job.config import VERSION, RunConfig
@@ -26,11 +27,12 @@ from job.result import Result, append_summary
 from job.seal import describe_files, file_problems
 from job.service import unchanged_version
 from job.serving import compare_answers, wait_available
-from job.stages import Plan, Source, as_classifier
+from job.stages import Plan, Source, as_classifier, make_plan, open_cache
 from job.storage import Store, download
 from job.training import Trained
 from job.verify import MAX_GOLDENS, Golden, golden_record, write_warmup
 from job.versions import withdraw
+from job.workdir import work_folder
 
 # REST carries answers as decimal text.
 REST_TOLERANCE = 1e-4
@@ -49,6 +51,24 @@ def find_unchanged(
         Checkpoints(plan.models, plan.serving.inputs if plan.serving else "").clear()
         deliver(config, plan.models, same)
     return same
+
+
+def foresee(config: RunConfig, progress: Progress, result: Result) -> None:
+    """Make the plan of a run, and tell whether the run would find nothing to do; changes nothing.
+
+    `result.status` is then planned or unchanged.
+    """
+    result.seconds = progress.seconds
+    plan = make_plan(config, progress, result)
+    result.status = "planned"
+    if plan.serving is None or config.force or config.resplit:
+        return  # a run it is, whatever the backbone: it need not be fetched to tell
+    with work_folder(config.work_dir) as folder, progress.phase("backbone"):
+        found = resolve(config.backbone, cache_dir=config.work_dir or folder)
+        cache = open_cache(config, found.digest, result)
+        same = unchanged_version(config, plan.data, plan.index, plan.serving, found.digest, cache)
+    if same is not None:
+        result.finish("unchanged", plan.models.uri, same)
 
 
 def pass_gate(config: RunConfig, plan: Plan, facts: Facts, result: Result) -> None:

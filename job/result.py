@@ -19,12 +19,12 @@ MAX_BYTES = 4096
 class Result:
     """Filled in as the run goes on, so that a failure reports what was reached before it.
 
-    `status` is published, unchanged, embedded (a share, for another job to go on with), helped (to
-    train, and another job has published), rejected, failed or preempted; `cache` has the number of
-    embeddings that were there (`hits`), of those that were not (`misses`), and of those that this
-    run has put there (`saved`); `seconds` maps a phase to its wall time; `images` has `total`,
-    `skipped`, the sides of the split and `skipped_names` with the reason of each; `metrics` is what
-    `evaluate.Report.as_json` gives.
+    `status` is published, unchanged, planned, embedded (a share, for another job to go on with),
+    helped (to train, and another job has published), rejected, failed or preempted; `cache` has the
+    number of embeddings that were there (`hits`), of those that were not (`misses`), and of those
+    that this run has put there (`saved`); `seconds` maps a phase to its wall time; `images` has
+    `total`, `skipped`, the sides of the split and `skipped_names` with the reason of each;
+    `metrics` is what `evaluate.Report.as_json` gives.
     """
 
     status: str = "failed"

@@ -67,12 +67,16 @@ def test_the_life_of_a_model(job: Job) -> None:
     _, first = job.run()
     assert job.run()[1]["status"] == "unchanged"
     assert job.versions() == [first["version"]]
+    code, foreseen = job.run(command="plan")
+    assert (code, foreseen["status"], foreseen["uri"]) == (0, "unchanged", first["uri"])
+    assert job.run("--force", command="plan")[1]["status"] == "planned"
     # A new label goes to the end, however it sorts.
     shutil.copytree(job.data / "cyan", job.data / "azure")
     for path in (job.data / "azure").iterdir():
         path.write_bytes(path.read_bytes().replace(b"\xff\xd9", b"\xff\xd9 "))
     code, second = job.run("--gate-alpha", 0, command="plan")
     assert (code, second["labels"]) == (0, ["cyan", "magenta", "yellow", "azure"])
+    assert second["status"] == "planned"
     shutil.rmtree(job.data / "azure")
     # A label that is gone is refused, before anything is trained; with a word it is allowed.
     aside = job.data.parent / "aside"
