@@ -115,6 +115,7 @@ def test_what_cannot_be_written_costs_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The result is told all the same."""
+    (tmp_path / "none").write_text("a file, where a folder would have to be")
     files = {key: tmp_path / "none" / key for key in ("summary_file", "junit_file", "result_file")}
     Announcement(files).make(Result("unchanged", 17))
     told = capsys.readouterr()

@@ -378,7 +378,7 @@ def test_the_kubeflow_component_runs(
     colours: Path, module: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its arguments are the job's, and the result is at an output path whose folders are made."""
-    component = yaml.safe_load((ROOT / "ci/kubeflow/component.yaml").read_text())
+    component = yaml.safe_load((ROOT / "ci/kubeflow-component.yaml").read_text())
     container = component["implementation"]["container"]
     given = {"data": colours, "models": tmp_path / "models", "name": "squares"}
     values = {
