@@ -170,6 +170,8 @@ class _Loop:
             now = state
         if self._replicas.count > 1:
             self._take(State(*self._replicas.from_chief(now.arrays, now.meta)))
+        if self.standing.step:
+            log(f"fine-tuning goes on after step {self.standing.step} of {self._last}")
         return self.standing.step
 
     def _is_ours(self, state: State, now: State) -> bool:

@@ -40,10 +40,12 @@ LOST = "the job goes on from its last checkpoint once all workers are started ag
 class Replicas:
     """This process among those that train together: worker `index` of `count`; 0 is the chief.
 
-    `strategy` is what the gradients are taken and added up with, None for one device alone.
+    `strategy` is what the gradients are taken and added up with, None for one device alone; `add`
+    adds a tensor up over all workers.
     """
 
     strategy: Any = None
+    add: Callable[[tf.Tensor], tf.Tensor] | None = None
     index: int = 0
     count: int = 1
 
@@ -110,7 +112,14 @@ class Replicas:
         if self.is_chief:
             padded[:] = text
         told = json.loads(self._chiefs(padded).astype(np.uint8).tobytes())
-        return {name: self._chiefs(array) for name, array in arrays.items()}, told
+        found: dict[str, np.ndarray] = {}
+        for kind in sorted({array.dtype.str for array in arrays.values()}):
+            some = {name: array for name, array in arrays.items() if array.dtype.str == kind}
+            flat = self._chiefs(np.concatenate([array.ravel() for array in some.values()]))
+            ends = np.cumsum([array.size for array in some.values()])[:-1]
+            parts = zip(some.items(), np.split(flat, ends), strict=True)
+            found |= {name: part.reshape(array.shape) for (name, array), part in parts}
+        return found, told
 
     def require_same(self, digest: str) -> None:
         """See to it that all workers train on the same; `digest`, in hex, says on what.
@@ -145,8 +154,10 @@ class Replicas:
         return found
 
     def _reduce(self, value: tf.Tensor) -> tf.Tensor:
+        add = self.add
+        assert add is not None  # noqa: S101 - where there are several workers
         try:
-            return heeding_signals(lambda: self.strategy.reduce("SUM", value, axis=None))
+            return heeding_signals(lambda: add(value))
         except tf.errors.OpError as error:
             first = str(error.message).strip().splitlines()[-1]
             raise UnavailableError(f"another worker was lost: {first}", hint=LOST) from error
@@ -189,7 +200,9 @@ def _join(cluster: Cluster | None, timeout: float) -> Replicas:
         ) from error
     except tf.errors.OpError as error:
         raise UnavailableError(f"another worker was lost: {error.message}", hint=LOST) from error
-    return Replicas(strategy, cluster.index, cluster.count)
+    # As a graph: a call takes 3 ms instead of 10.
+    add = tf.function(lambda value: strategy.reduce("SUM", value, axis=None), autograph=False)
+    return Replicas(strategy, add, cluster.index, cluster.count)
 
 
 def heeding_signals(function: Callable[[], Found], timeout: float | None = None) -> Found:

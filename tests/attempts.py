@@ -44,7 +44,9 @@ class Inputs:
 class Attempt:
     """A job as a process that finds its work folder and its TMPDIR empty."""
 
-    def __init__(self, inputs: Inputs, models: str, room: Path, *options: str) -> None:
+    def __init__(
+        self, inputs: Inputs, models: str, room: Path, *options: str, tf_config: str = ""
+    ) -> None:
         """Start it; all that it leaves but for the store goes to the new folder `room`."""
         self.room = room
         self.stdout, self.stderr = room / "stdout", room / "stderr"
@@ -56,7 +58,7 @@ class Attempt:
         with self.stdout.open("wb") as stdout, self.stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
                 command, stdout=stdout, stderr=stderr, cwd=ROOT, start_new_session=True,
-                env={**os.environ, "TMPDIR": str(room / "tmp")},
+                env={**os.environ, "TMPDIR": str(room / "tmp"), "TF_CONFIG": tf_config},
             )  # fmt: skip
 
     def log(self) -> list[dict[str, Any]]:
