@@ -121,13 +121,13 @@ def _follow(
         GUARD.settle()
         return outcome.result, outcome.error
     except KeyboardInterrupt:
+        said = f"Job {state.name} is left: {hint}"
         if _says_yes(f"Delete Job {state.name}? [y/N] "):
             cluster.delete(job)
-            log(f"Job {state.name} is deleted")
-        else:
-            log(f"Job {state.name} is left: {hint}")
+            said = f"Job {state.name} is deleted"
+        log(said)
         GUARD.settle()
-        raise
+        raise KeyboardInterrupt(f"interrupted; {said}") from None
     except Terminated:
         GUARD.settle()
         raise Stopped(f"stopped by SIGTERM; Job {state.name} is left", hint=hint) from None
@@ -144,6 +144,8 @@ def _says_yes(question: str) -> bool:
 def _failed(error: BaseException) -> dict[str, Any]:
     result = Result()
     result.fail(error)
+    if result.error and isinstance(error, KeyboardInterrupt):
+        result.error["hint"] = ""  # its message tells what became of the Job
     return asdict(result)
 
 

@@ -27,9 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "submit.follow": {"errors", "progress", "result", "submit"},
     "submit.explain": {"documents", "errors", "submit"},
     "submit.state": {"submit"},
-    "submit.watching": {"errors", "submit"},
+    "submit.watching": {"errors", "progress", "submit"},
     "submit.show": {"documents", "redact"},
-    "submit.cluster": {"errors", "submit"},
+    "submit.cluster": {"errors", "progress", "submit"},
     "submit.render": {"errors"},
     # The story and its steps
     "pipeline": {"*"},

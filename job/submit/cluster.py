@@ -20,6 +20,7 @@ from kubernetes import client, config
 from urllib3.exceptions import HTTPError, SSLError
 
 from job.errors import ConfigError, RegraftError, UnavailableError, brief
+from job.progress import log
 from job.submit.render import Object
 
 MANAGER = "regraft"
@@ -151,6 +152,8 @@ class Cluster:
                     raise
                 if time.monotonic() + pause >= end:
                     raise out_of_reach(error, doing) from error
+                if pause == PAUSE:
+                    log(f"the cluster's API does not answer (to {doing}): {error}; trying again")
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -183,7 +186,7 @@ class Cluster:
         except (HTTPError, OSError) as error:
             if isinstance(getattr(error, "reason", None), SSLError):
                 raise _distrusted(error) from error
-            raise Lost(brief(error)) from error
+            raise Lost(brief(getattr(error, "reason", None) or error)) from error
 
 
 def connect(kubeconfig: str | None, context: str | None, timeout: float) -> Cluster:
@@ -191,12 +194,14 @@ def connect(kubeconfig: str | None, context: str | None, timeout: float) -> Clus
 
     Raises ConfigError when there is neither.
     """
-    found = Path(kubeconfig or os.environ.get("KUBECONFIG", "~/.kube/config").split(":")[0])
+    # The client reads the variable when it is imported, and looks no more.
+    file = kubeconfig or os.environ.get("KUBECONFIG", "~/.kube/config")
+    exists = any(Path(part).expanduser().exists() for part in file.split(os.pathsep))
     settings = client.Configuration()
     try:
-        if kubeconfig or context or found.expanduser().exists():
-            config.load_kube_config(kubeconfig, context, settings, persist_config=False)
-            contexts, active = config.list_kube_config_contexts(kubeconfig)
+        if kubeconfig or context or exists:
+            config.load_kube_config(file, context, settings, persist_config=False)
+            contexts, active = config.list_kube_config_contexts(file)
             chosen = next((item for item in contexts if item["name"] == context), active)
             namespace = chosen["context"].get("namespace") or "default"
         else:

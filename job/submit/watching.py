@@ -7,6 +7,7 @@ with here: a watch lists again, a log goes on behind the last line that came.
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from job.errors import RegraftError
+from job.progress import log
 from job.submit.cluster import (
     LONGEST_PAUSE,
     PAUSE,
@@ -112,7 +114,7 @@ class Watching:
                 if isinstance(error, Refused) and not error.passing and error.status != GONE:
                     self.changes.put(Broken(kind, explained(error, f"list {kind}")))
                     return
-                if not patience.wait():
+                if not patience.wait(tell=kind == "jobs", why=error):
                     self.changes.put(Broken(kind, out_of_reach(error, f"list {kind}")))
                     return
 
@@ -197,8 +199,10 @@ class Patience:
         self._since: float | None = None
         self._pause = PAUSE
 
-    def wait(self) -> bool:
+    def wait(self, *, tell: bool = False, why: object = "") -> bool:
         """Wait a little, each time longer; False when it was long enough."""
+        if tell and self._since is None and getattr(why, "status", 0) != GONE:
+            log(f"the cluster's API does not answer: {why}; trying again", level=logging.WARNING)
         self._since = self._since or time.monotonic()
         if time.monotonic() + self._pause - self._since >= self._timeout:
             return False
