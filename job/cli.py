@@ -238,7 +238,7 @@ def explain(error: BaseException, doing: str = "") -> int:
         fields_of["stack_trace"] = doing
     LOGGER.error(
         "%s", error or type(error).__name__, extra={"fields": fields_of},
-        exc_info=error if code == 1 else None,
+        exc_info=error if code == 1 and not isinstance(error, RegraftError) else None,
     )  # fmt: skip
     return code
 

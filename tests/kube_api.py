@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -106,6 +107,7 @@ class KubeApi:
         self.version = self.oldest = 100
         self.breaks = 0
         self.logs: dict[str, list[tuple[str, str]]] = {}
+        self.processes: dict[str, subprocess.Popen[str]] = {}
         self.put("namespaces", {"metadata": {"name": "default"}})
 
     def put(self, plural: str, item: Object, kind: str = "") -> Object:
@@ -149,6 +151,10 @@ class KubeApi:
     ) -> None:
         """Refuse requests from now on, `times` of them or all."""
         self.rules.append(Rule(method, path, Refusal(status, reason, message), times))
+
+    def signal(self, pod: Object, number: int) -> None:
+        """Send a signal to a pod's process."""
+        self.processes[pod["metadata"]["uid"]].send_signal(number)
 
     def expire(self) -> None:
         """Forget the history: watches end with 410, and older versions are too old for new ones."""

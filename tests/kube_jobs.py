@@ -45,6 +45,19 @@ def matches(rule: Object, pod: Object) -> bool:
     return False
 
 
+def evict(api: KubeApi, pod: Object, why: str) -> None:
+    """Take a pod from its node, as a drain does."""
+    with api.changed:
+        disrupted = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "EvictionByEvictionAPI",
+        }
+        pod["status"].setdefault("conditions", []).append({**disrupted, "message": why})
+        pod["metadata"]["deletionTimestamp"] = now()
+        api.put("pods", pod)
+
+
 class Controller:
     """Runs the Jobs of an API until it is stopped."""
 
@@ -328,10 +341,12 @@ class Kubelet:
         line = [str(word).replace(MESSAGE, str(self.message)) for word in line]
         kept = {name: v for name, v in os.environ.items() if not name.startswith("REGRAFT_")}
         self.message.touch()
-        return subprocess.Popen(
+        process = subprocess.Popen(
             line, cwd=ROOT, env=kept | self.variables(), stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
+        self.api.processes[self.pod["metadata"]["uid"]] = process
+        return process
 
     def read(self) -> None:
         """Keep the log with the time of each line."""

@@ -169,6 +169,10 @@ class Follower:
         hopeless = self._trouble is not None and self._trouble.hopeless
         if not hopeless and time.monotonic() < self._deadline:
             return
+        self._look()
+        self._tell()
+        if any(map(has_started, self._state.pods.values())):
+            return
         error = self._not_started()
         self._cluster.delete(self._state.job)
         log(f"Job {self._state.name} is deleted", job=self._state.name)
@@ -194,8 +198,7 @@ class Follower:
         """Wait until the pods have ended as well and all of their logs are here."""
         spec = self._state.job["spec"]["template"]["spec"]
         end = time.monotonic() + spec.get("terminationGracePeriodSeconds", 30) + GRACE
-        found = self._cluster.request("GET", self._pods, query=[self._selector], doing="list pods")
-        self._state.take(Listed("pods", found["items"]))
+        self._look()
         self._tell()
         while self._state.running() or self._watching.reading():
             if time.monotonic() > end:
@@ -204,6 +207,11 @@ class Follower:
             self._tell()
         while not self._watching.changes.empty():
             self._take()
+
+    def _look(self) -> None:
+        """Look at the pods as they are now, whatever their watch has brought."""
+        found = self._cluster.request("GET", self._pods, query=[self._selector], doing="list pods")
+        self._state.take(Listed("pods", found["items"]))
 
     def _outcome(self) -> Outcome:
         state, found = self._state, self._state.finished()
