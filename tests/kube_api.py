@@ -82,10 +82,11 @@ class KubeApi:
     """The objects, and the switches for what goes wrong.
 
     `down`: no request is answered and every stream breaks off. `token`: what a client must show.
-    `quota`, `unschedulable`, `image_trouble` (a reason such as ErrImagePull): what keeps pods from
-    starting, with a message each. `rules`: requests that are refused. `cut_logs`: a log that is
-    followed breaks off after so many lines. `out_of_memory`: a container that is killed was so for
-    its memory limit. `lose_answer`: the next Job is made, and its client never hears of it.
+    `quota`, `unschedulable`, `image_trouble` (a reason such as ErrImagePull and a message): what
+    keeps pods from starting; `trouble_of` are the statuses that have the last. `rules`: requests
+    that are refused. `cut_logs`: a log that is followed ends after so many lines. `out_of_memory`:
+    a container that was killed was so for its memory limit. `lose_answer`: the next Job is made,
+    and its client never hears of it. `requests` has what was asked for.
     """
 
     folder: Path
@@ -97,6 +98,7 @@ class KubeApi:
     cut_logs: int = 0
     out_of_memory: bool = False
     lose_answer: bool = False
+    trouble_of: str = "containerStatuses"
     rules: list[Rule] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 

@@ -315,7 +315,7 @@ class Kubelet:
                 "restartCount": 0,
                 "state": {"waiting": {"reason": reason, "message": message}},
             }
-            wanted = {"containerStatuses": [waiting]}
+            wanted = {self.api.trouble_of: [waiting]}
         with self.api.changed:
             if not wanted.items() <= self.pod["status"].items():
                 self.pod["status"].update(wanted)

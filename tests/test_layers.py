@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "submit.follow": {"errors", "progress", "result", "submit"},
     "submit.explain": {"documents", "errors", "submit"},
     "submit.state": {"submit"},
-    "submit.watching": {"errors", "progress", "submit"},
+    "submit.watching": {"progress", "submit"},
     "submit.show": {"documents", "redact"},
     "submit.cluster": {"errors", "progress", "submit"},
     "submit.render": {"errors"},

@@ -59,9 +59,11 @@ def test_people_get_sentences(capsys: Captured, tmp_path: Path, kube: KubeApi) -
         {"status": "failed"},
     ]
     script = "".join(f"echo '{json.dumps(line)}'; " for line in lines) + "echo '{\"a\": 1}'"
+    script += "; printf 'red \\033[31m\\n'"
     done = submit(capsys, overlay(tmp_path, script), "--log-format", "text")
     shown = "\n".join(done.lines)
     assert 'embed: started\nerror: bucket gone\n  hint: look\nat a\n{"a": 1}\n' in shown
+    assert "red \\x1b[31m" in done.lines
     assert "failed" not in shown
 
 
@@ -131,11 +133,14 @@ def test_a_deadline_ends_with_what_the_job_made_of_it(
     capsys: Captured, tmp_path: Path, kube: KubeApi
 ) -> None:
     """The container gets SIGTERM and leaves its result; one that never ran is 138."""
-    script = f'trap "{leave({"status": "preempted"}, 143)}" TERM; sleep 60 & wait'
-    file = overlay(tmp_path, script.replace("'", ""), activeDeadlineSeconds=1)
+    script = "trap 'echo $RESULT >/dev/termination-log; exit 143' TERM; sleep 60 & wait"
+    result = {"name": "RESULT", "value": '{"status": "preempted"}'}
+    file = overlay(tmp_path, script, activeDeadlineSeconds=1, container={"env": [result]})
     done = submit(capsys, file)
     assert done.code == 143, done.err
-    assert done.told("DeadlineExceeded") >= 1
+    assert done.told("has failed: DeadlineExceeded") == 1
+    assert "the Job's deadline was over" in done.error["message"]
+    assert done.result == {"status": "preempted"}
     kube.unschedulable = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     done = submit(capsys, file)
     assert done.code == 138
@@ -189,6 +194,16 @@ def test_a_pod_that_may_not_be_made_is_exit_2(
     kube.quota = 'pods "x" is forbidden: violates PodSecurity "restricted:latest"'
     done = submit(capsys, overlay(tmp_path), *SOON)
     assert (done.code, "violates PodSecurity" in done.error["message"]) == (2, True)
+
+
+def test_an_init_container_can_be_in_the_way(
+    capsys: Captured, tmp_path: Path, kube: KubeApi
+) -> None:
+    """Its image counts as well, and so does one pod of several that cannot start."""
+    kube.image_trouble = ("ErrImageNeverPull", "init:1")
+    kube.trouble_of = "initContainerStatuses"
+    done = submit(capsys, overlay(tmp_path))
+    assert (done.code, "init:1" in done.error["message"]) == (2, True)
 
 
 def test_trouble_that_passes_is_only_told(

@@ -212,6 +212,7 @@ def connect(kubeconfig: str | None, context: str | None, timeout: float) -> Clus
             f"no cluster: {brief(error)}",
             hint="give --kubeconfig and --context, or set KUBECONFIG; --dry-run needs no cluster",
         ) from error
+    settings.connection_pool_maxsize = 1000  # a log of each pod is a connection
     settings.retries = urllib3.Retry(0, redirect=2)  # we try again ourselves
     return Cluster(client.ApiClient(settings), namespace, timeout)
 

@@ -69,9 +69,8 @@ class Trouble:
 def pod_trouble(pod: Object) -> Trouble | None:
     """Give what keeps a pod from starting, None where nothing is known to."""
     state = container_state(pod)
-    reason = state.get("waiting", {}).get("reason", "")
-    said = str(state.get("waiting", {}).get("message", ""))
-    if reason in WAITING:
+    for waiting in waiting_states(pod):
+        reason, said = waiting["reason"], str(waiting.get("message", ""))
         words, hint, hope = WAITING[reason]
         message = f"{words} ({reason}): {said}" if said else f"{words} ({reason})"
         permanent = reason != "RegistryUnavailable"
@@ -95,7 +94,7 @@ def job_trouble(state: State) -> Trouble | None:
             "a queue admits it when there is room (Kueue: `kubectl get workloads`); without one, "
             "set suspend to false",
         )
-    if set(state.pods) - state.gone:
+    if len(set(state.pods) - state.gone) >= state.job["spec"].get("parallelism", 1):
         return None
     failed = [e for e in state.events.values() if e.get("reason") == "FailedCreate"]
     if not failed:
@@ -105,6 +104,14 @@ def job_trouble(state: State) -> Trouble | None:
         hint = "wait until other Jobs are done, or raise the namespace's ResourceQuota"
         return Trouble("quota", f"no pod can be made: {said}", hint)
     return Trouble("create", f"no pod can be made: {said}", SPEC, permanent=True)
+
+
+def waiting_states(pod: Object) -> list[Object]:
+    """Give why containers of a pod wait where it is no matter of time, init containers first."""
+    status = pod.get("status", {})
+    found = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    states = [dict((item.get("state") or {}).get("waiting") or {}) for item in found]
+    return [state for state in states if state.get("reason") in WAITING]
 
 
 def disruption(pod: Object) -> str:
@@ -126,8 +133,11 @@ def result_of(ended: Object) -> dict[str, Any]:
     return {}
 
 
-def failure_of(pod: Object) -> RegraftError:
-    """Give the error that a pod's container ended with, its exit code being the container's."""
+def failure_of(pod: Object, *, late: bool = False) -> RegraftError:
+    """Give the error that a pod's container ended with, its exit code being the container's.
+
+    `late`: it was stopped because the Job's deadline was over.
+    """
     ended = ending(pod) or {}
     code = int(ended.get("exitCode", 1))
     told = result_of(ended).get("error") or {}
@@ -136,6 +146,9 @@ def failure_of(pod: Object) -> RegraftError:
     if ended.get("reason") == "OOMKilled":
         said = "its memory limit was reached (OOMKilled)"
         hint = "raise resources.limits.memory; the next try starts from the cache"
+    if late:
+        said = f"the Job's deadline was over. {said}"
+        hint = "raise activeDeadlineSeconds, or submit it again: it goes on from what was saved"
     words = f"exit code {code} ({MEANING.get(code, 'unknown')})"
     name = pod["metadata"]["name"]
     return error_for(code, f"pod {name}: {words}" + (f": {said[:600]}" if said else ""), hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -100,7 +101,8 @@ class Follower:
     def _give_up(self, broken: Broken) -> None:
         """Raise what ends the following; without events or logs it goes on."""
         if broken.kind in ("jobs", "pods"):
-            broken.error.hint += f"; the Job goes on: `{self._state.command('get job ')}`"
+            if isinstance(broken.error, RegraftError):
+                broken.error.hint += f"; the Job goes on: `{self._state.command('get job ')}`"
             raise broken.error
         self._once(logging.WARNING, str(broken.error), broken.kind)
 
@@ -113,12 +115,13 @@ class Follower:
         """Log every change that has not been told, and read the logs of pods that have begun."""
         for number, pod in enumerate(self._state.in_order(), 1):
             self._tell_pod(pod, number)
-        if not any(map(has_started, self._state.pods.values())):
-            self._tell_trouble()
+        self._tell_trouble()
         found = self._state.finished()
         if found:
-            said = f": {found['reason']}, {found.get('message', '')}" if "reason" in found else ""
-            words = f"Job {self._state.name} is {found['type'].lower()}{said}"
+            words = f"Job {self._state.name} is complete"
+            if found["type"] == "Failed":
+                why = f"{found.get('reason', '')}, {found.get('message', '')}"
+                words = f"Job {self._state.name} has failed: {why}"
             self._once(logging.INFO, words, "finished", job=self._state.name)
         elif self._state.deleted:
             self._once(logging.WARNING, f"Job {self._state.name} was deleted", "deleted")
@@ -156,6 +159,8 @@ class Follower:
         living = [p for uid, p in self._state.pods.items() if uid not in self._state.gone]
         troubles = [(p["metadata"]["uid"], pod_trouble(p)) for p in living]
         troubles.append(("", job_trouble(self._state)))
+        if living:
+            self._trouble = None  # whatever kept a pod from starting may be over
         for uid, trouble in troubles:
             if trouble is not None:
                 self._trouble = self._first.setdefault((uid, trouble.kind), trouble)
@@ -174,8 +179,11 @@ class Follower:
         if any(map(has_started, self._state.pods.values())):
             return
         error = self._not_started()
-        self._cluster.delete(self._state.job)
-        log(f"Job {self._state.name} is deleted", job=self._state.name)
+        try:
+            self._cluster.delete(self._state.job)
+            log(f"Job {self._state.name} is deleted", job=self._state.name)
+        except RegraftError as failed:
+            log(f"Job {self._state.name} is left: {failed}", level=logging.WARNING)
         raise error
 
     def _not_started(self) -> RegraftError:
@@ -185,9 +193,10 @@ class Follower:
         for pod in self._state.in_order():
             query = [("fieldSelector", f"involvedObject.uid={pod['metadata']['uid']}")]
             path = self._pods.removesuffix("pods") + "events"
-            found = self._cluster.request("GET", path, query=query, doing="read events")["items"]
-            warnings = [item["message"] for item in found if item.get("type") == "Warning"]
-            said = warnings[-1] if warnings else said
+            with contextlib.suppress(RegraftError):  # not everybody may read them
+                found = self._cluster.request("GET", path, query=query, doing="read events")
+                warnings = [e["message"] for e in found["items"] if e.get("type") == "Warning"]
+                said = warnings[-1] if warnings else said
         after = f" within {self._timeout:g} s" if self._timeout else ""
         return UnavailableError(
             f"no pod of Job {self._state.name} has started{after}" + (f": {said}" if said else ""),
@@ -222,7 +231,7 @@ class Follower:
             hint = "whoever deleted it knows why; the same command submits it again"
             error: RegraftError = Stopped(f"Job {state.name} was deleted", hint=hint)
         elif pod and has_started(pod):
-            error = failure_of(pod)
+            error = failure_of(pod, late=found.get("reason") == "DeadlineExceeded")
         elif self._trouble:
             error = self._trouble.error(state.name)
         else:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
 from job.documents import parse_object
 from job.redact import redact
+
+# What a terminal would obey instead of showing it.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Screen:
@@ -29,6 +33,7 @@ class Screen:
         if shown is None:
             return
         prefix = f"[{index}] " if self._several and self._style == "text" else ""
+        shown = CONTROL.sub(lambda found: repr(found[0])[1:-1], shown)
         sys.stderr.write("".join(f"{prefix}{part}\n" for part in shown.split("\n")))
         sys.stderr.flush()
 

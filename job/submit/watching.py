@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from job.errors import RegraftError
 from job.progress import log
 from job.submit.cluster import (
     LONGEST_PAUSE,
@@ -65,7 +64,7 @@ class Broken:
     """What can be watched no more, and why."""
 
     kind: str
-    error: RegraftError
+    error: Exception
 
 
 Change = Listed | Changed | Line | Broken
@@ -97,7 +96,13 @@ class Watching:
         self._stopped.set()
 
     def _begin(self, read: Callable[..., None], *arguments: Any) -> threading.Thread:
-        thread = threading.Thread(target=read, args=arguments, daemon=True)
+        def run() -> None:
+            try:
+                read(*arguments)
+            except Exception as error:  # or else the main thread would wait for ever
+                self.changes.put(Broken("jobs", error))
+
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         return thread
 
@@ -111,11 +116,13 @@ class Watching:
                 patience.rest()
                 self._go_on(kind, path, selector, found["metadata"]["resourceVersion"])
             except (Lost, Refused) as error:
-                if isinstance(error, Refused) and not error.passing and error.status != GONE:
-                    self.changes.put(Broken(kind, explained(error, f"list {kind}")))
-                    return
-                if not patience.wait(tell=kind == "jobs", why=error):
-                    self.changes.put(Broken(kind, out_of_reach(error, f"list {kind}")))
+                lasting = error if isinstance(error, Refused) and not error.passing else None
+                # 401: a token that has run out is made anew by the next request.
+                again = lasting is None or lasting.status in (GONE, 401)
+                if not again or not patience.wait(tell=kind == "jobs", why=error):
+                    doing = f"list {kind}"
+                    told = explained(lasting, doing) if lasting else out_of_reach(error, doing)
+                    self.changes.put(Broken(kind, told))
                     return
 
     def _go_on(self, kind: str, path: str, selector: list[tuple[str, str]], version: str) -> None:
