@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from job.config import RunConfig
+from job.endings import reason_of
 from job.errors import ConfigError, RegraftError, Stopped
 from job.guard import GUARD, Terminated
 from job.options import begin, check_environment, common_options, option
@@ -45,7 +46,7 @@ HINT = "`python -m job run --help` lists the options"
 @option("api_timeout", type=click.FloatRange(min=1), default=300.0, show_default=True,
         help="Seconds without an answer of the cluster after which to give up.")  # fmt: skip
 @click.argument("overlay")
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF run]")
 def submit(
     log_format: str, overlay: str, options: tuple[str, ...], wait: bool, dry_run: bool, **given: Any
 ) -> None:
@@ -69,8 +70,9 @@ def submit(
         result, error = _follow(cluster, job, style, given["start_timeout"])
         if error:
             raise error
-    except (RegraftError, KeyboardInterrupt) as error:
-        result = result or _failed(error)
+    except (RegraftError, KeyboardInterrupt, Terminated) as error:
+        result = result or _failed(reason_of(error, GUARD.raised))
+        GUARD.settle()
         raise
     finally:
         if result is not None and wait and not dry_run:

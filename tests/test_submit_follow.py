@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from conftest import ROOT
 from kube_api import KubeApi, Object
 from kube_jobs import evict
-from submitting import Captured, leave, overlay, submit
+from submitting import Captured, config_map, leave, overlay, submit
 
 # Enough for what happens at once to have happened.
 SOON = ("--start-timeout", "1")
@@ -145,6 +148,30 @@ def test_a_deadline_ends_with_what_the_job_made_of_it(
     done = submit(capsys, file)
     assert done.code == 138
     assert "Insufficient nvidia.com/gpu" in done.error["message"]
+
+
+def test_the_role_in_the_docs_is_enough(capsys: Captured, tmp_path: Path, kube: KubeApi) -> None:
+    """Every request of a Job that is followed, and of one that is deleted, has its rule."""
+    others = (config_map(A="b"),)
+    assert submit(capsys, overlay(tmp_path, "true", others=others)).code == 0
+    kube.image_trouble = ("InvalidImageName", "")
+    assert submit(capsys, overlay(tmp_path, others=others)).code == 2
+    text = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/submit.md").read_text(), re.DOTALL)[0]
+    allowed = {
+        (verb, resource)
+        for rule in yaml.safe_load(text)["rules"]
+        for verb in rule["verbs"]
+        for resource in rule["resources"]
+    }
+    verbs = {"POST": "create", "DELETE": "delete", "PATCH": "patch"}
+    used = set()
+    for request in kube.requests:
+        method, _, path = request.partition(" ")
+        if match := re.search(r"/namespaces/[^/]+/([a-z]+)(/[^/]+)?(/log)?$", path):
+            verb = verbs.get(method, "get" if match[2] else "list")
+            used.add((verb, match[1] + (match[3] or "")))
+    assert used <= allowed
+    assert {("get", "pods/log"), ("delete", "jobs"), ("list", "events")} <= used
 
 
 @pytest.mark.parametrize(
