@@ -91,7 +91,7 @@ class KubeApi:
 
     folder: Path
     down: bool = False
-    token: str = ""
+    token: str = "secret"  # noqa: S105
     quota: str = ""
     unschedulable: str = ""
     image_trouble: tuple[str, str] = ("", "")
@@ -474,7 +474,7 @@ def kube_api(folder: Path) -> Iterator[KubeApi]:
     config = {
         "apiVersion": "v1", "kind": "Config", "current-context": "here",
         "clusters": [{"name": "here", "cluster": {"server": f"http://{host!s}:{port}"}}],
-        "users": [{"name": "me", "user": {"token": "secret"}}],
+        "users": [{"name": "me", "user": {"token": api.token}}],
         "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
     }  # fmt: skip
     (folder / "kubeconfig").write_text(yaml.safe_dump(config))

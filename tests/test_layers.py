@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "summary": {"config", "evaluate", "gate", "predict", "report", "result", "versions"},
     # The job on a cluster
     "submit.__init__": set(),
+    "submit.tell": {"progress", "submit"},
     "submit.follow": {"errors", "progress", "result", "submit"},
     "submit.explain": {"documents", "errors", "submit"},
     "submit.state": {"submit"},

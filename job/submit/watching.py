@@ -67,7 +67,15 @@ class Broken:
     error: Exception
 
 
-Change = Listed | Changed | Line | Broken
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """A log is read; `count` is how often the pod's container had been restarted before it."""
+
+    pod: str
+    count: int
+
+
+Change = Listed | Changed | Line | LogEnd | Broken
 
 
 class Watching:
@@ -83,9 +91,14 @@ class Watching:
         """Watch what is at a path, with a fieldSelector or labelSelector."""
         self._begin(self._watch, kind, path, list(selector))
 
-    def read_log(self, pod: Object, over: threading.Event) -> None:
+    def read_log(self, pod: Object, count: int, over: threading.Event) -> None:
         """Read a pod's log until its end, `over` telling that its container has ended."""
-        self._logs.append(self._begin(self._read_log, pod, over))
+
+        def read() -> None:
+            self._read_log(pod, over)
+            self.changes.put(LogEnd(pod["metadata"]["uid"], count))
+
+        self._logs.append(self._begin(read))
 
     def reading(self) -> bool:
         """Tell whether a log is still being read."""
