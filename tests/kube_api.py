@@ -47,6 +47,10 @@ PATH = re.compile(
     r"/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?(?P<log>/log)?"
 )
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+JOB_FIELDS = {
+    "activeDeadlineSeconds", "backoffLimit", "completionMode", "completions", "parallelism",
+    "podFailurePolicy", "suspend", "template", "ttlSecondsAfterFinished",
+}  # fmt: skip
 # Seconds between two looks of what waits.
 TICK = 0.02
 
@@ -337,6 +341,10 @@ class Handler(BaseHTTPRequestHandler):
                 return apply(
                     self.api, plural, body, query["fieldManager"], query.get("force") == "true"
                 )
+            unknown = body.get("spec", {}).keys() - JOB_FIELDS if plural == "jobs" else set()
+            if unknown and query.get("fieldValidation") == "Strict":
+                words = f'strict decoding error: unknown field "spec.{min(unknown)}"'
+                raise Refusal(400, "BadRequest", words)
             return create(self.api, plural, body)
 
     def send(self, status: int, item: Object) -> None:

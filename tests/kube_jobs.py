@@ -315,7 +315,10 @@ class Kubelet:
                 "restartCount": 0,
                 "state": {"waiting": {"reason": reason, "message": message}},
             }
-            wanted = {self.api.trouble_of: [waiting]}
+            wanted = {
+                self.api.trouble_of: [waiting],
+                "conditions": [{"type": "PodScheduled", "status": "True"}],
+            }
         with self.api.changed:
             if not wanted.items() <= self.pod["status"].items():
                 self.pod["status"].update(wanted)

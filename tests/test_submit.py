@@ -299,6 +299,13 @@ def test_what_the_cluster_refuses_is_told(
     assert kube.list("jobs") == []
 
 
+def test_a_misspelt_field_is_exit_2(capsys: Captured, tmp_path: Path, kube: KubeApi) -> None:
+    """The server would drop it, and the Job would run for ever."""
+    done = submit(capsys, overlay(tmp_path, activeDedlineSeconds=60))
+    assert done.code == 2
+    assert 'unknown field "spec.activeDedlineSeconds"' in done.error["message"]
+
+
 def test_a_name_that_is_taken_is_exit_2(capsys: Captured, tmp_path: Path, kube: KubeApi) -> None:
     """The other Job is left as it is."""
     file = overlay(tmp_path, "sleep 60")

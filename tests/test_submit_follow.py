@@ -116,6 +116,17 @@ def test_a_retry_is_told_and_its_success_counts(
     assert shown[-1].endswith("is complete")
 
 
+def test_the_last_try_decides_or_the_first_that_no_retry_would_mend(
+    capsys: Captured, tmp_path: Path, kube: KubeApi
+) -> None:
+    """Of 138 and then 143 it is 143; of 3 and then 138, where no policy ends it at 3, it is 3."""
+    script = f"if mkdir {tmp_path}/first; then exit 138; fi; exit 143"
+    assert submit(capsys, overlay(tmp_path, script, backoffLimit=1)).code == 143
+    script = f"if mkdir {tmp_path}/second; then exit 3; fi; exit 138"
+    file = overlay(tmp_path, script, backoffLimit=1, podFailurePolicy={"rules": []})
+    assert submit(capsys, file).code == 3
+
+
 def test_an_eviction_costs_no_try(capsys: Captured, tmp_path: Path, kube: KubeApi) -> None:
     """The pod is taken from its node; the next one ends well though no try is left to fail."""
     script = f"if mkdir {tmp_path}/tried; then exec sleep 60; fi; {leave({'status': 'published'})}"
@@ -247,6 +258,39 @@ def test_trouble_that_passes_is_only_told(
     done = submit(capsys, overlay(tmp_path, leave({"status": "published"})))
     logger.removeHandler(caplog.handler)
     assert (done.code, done.told("no node takes it")) == (0, 1)
+
+
+def test_what_no_status_says_the_events_do(
+    capsys: Captured, tmp_path: Path, kube: KubeApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A volume that cannot be mounted shows in the pod's events alone; what is over is not told."""
+    kube.unschedulable = "0/1 nodes are available"
+    logger = logging.getLogger("regraft")
+    logger.addHandler(caplog.handler)
+
+    def take_a_node(_: object) -> None:
+        kube.image_trouble, kube.unschedulable = ("ContainerCreating", ""), ""
+        (pod,) = kube.list("pods")
+        about = {"kind": "Pod", "uid": pod["metadata"]["uid"]}
+        kube.put("events", {
+            "metadata": {"name": "mount", "namespace": "default"}, "type": "Warning",
+            "involvedObject": about, "message": "MountVolume.SetUp failed: no secret",
+        })  # fmt: skip
+
+    meanwhile(lambda: "no node" in caplog.text, take_a_node)
+    done = submit(capsys, overlay(tmp_path), "--start-timeout", "2")
+    logger.removeHandler(caplog.handler)
+    assert done.code == 138
+    assert "has started within 2 s: MountVolume.SetUp failed" in done.error["message"]
+
+
+def test_a_pod_that_runs_unseen_is_not_deleted(
+    capsys: Captured, tmp_path: Path, kube: KubeApi
+) -> None:
+    """Before a Job is deleted for not having started, the API is asked once more."""
+    kube.refuse("GET", "/pods$", 500, "InternalError", "etcd", times=2)
+    done = submit(capsys, overlay(tmp_path, "sleep 2"), *SOON)
+    assert (done.code, done.told("is deleted")) == (0, 0)
 
 
 def test_a_command_that_is_not_in_the_image_is_exit_2(

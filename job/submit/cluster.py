@@ -23,7 +23,8 @@ from job.errors import ConfigError, RegraftError, UnavailableError, brief
 from job.progress import log
 from job.submit.render import Object
 
-MANAGER = "regraft"
+# Who manages the fields; and a field that the server does not know is an error, not dropped.
+WRITE = (("fieldManager", "regraft"), ("fieldValidation", "Strict"))
 # Tells our Job from another one of the same name, should the answer to its creation be lost.
 SUBMISSION = "regraft-submission"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -66,7 +67,7 @@ class Cluster:
     def apply(self, item: Object, namespace: str) -> None:
         """Make an object, or change it to what it should be, by server-side apply."""
         path = f"{self.collection(item, namespace)}/{item['metadata']['name']}"
-        query = [("fieldManager", MANAGER), ("force", "false")]
+        query = [*WRITE, ("force", "false")]
         what = f"{item['kind']} {item['metadata']['name']}"
         self.request("PATCH", path, query=query, body=item, content=APPLY, doing=f"apply {what}")
 
@@ -77,9 +78,8 @@ class Cluster:
         body = {**job, "metadata": {**metadata, "annotations": {
             **(metadata.get("annotations") or {}), SUBMISSION: mark}}}  # fmt: skip
         path, doing = self.collection(job, namespace), f"create Job {metadata['name']}"
-        query = [("fieldManager", MANAGER)]
         try:
-            return self._answer("POST", path, query=query, body=body, doing=doing)
+            return self._answer("POST", path, query=[*WRITE], body=body, doing=doing)
         except Refused as refused:
             if refused.status == 409:
                 there = self.request("GET", f"{path}/{metadata['name']}", doing="look at the Job")

@@ -47,15 +47,16 @@ class Follower:
         self._deadline = time.monotonic() + start_timeout if start_timeout else float("inf")
         labels = job["spec"]["selector"]["matchLabels"]
         self._core = f"/api/v1/namespaces/{job['metadata']['namespace']}"
+        about = f"involvedObject.kind=Job,involvedObject.name={self._state.name}"
+        self._about = ("fieldSelector", about)
         self._selector = ("labelSelector", ",".join(f"{k}={v}" for k, v in labels.items()))
 
     def follow(self) -> Outcome:
         """Wait for the end; UnavailableError when the API is lost, or no pod starts in time."""
         name, jobs = self._state.name, self._cluster.path_of(self._state.job).rpartition("/")[0]
-        about = f"involvedObject.kind=Job,involvedObject.name={name}"
         self._watching.watch("jobs", jobs, ("fieldSelector", f"metadata.name={name}"))
         self._watching.watch("pods", f"{self._core}/pods", self._selector)
-        self._watching.watch("events", f"{self._core}/events", ("fieldSelector", about))
+        self._watching.watch("events", f"{self._core}/events", self._about)
         try:
             while not (self._state.finished() or self._state.deleted):
                 self._take()
@@ -94,10 +95,12 @@ class Follower:
         self._teller.once(logging.WARNING, str(broken.error), broken.kind)
 
     def _look(self) -> None:
-        """Look at the pods as they are now, whatever their watch has brought."""
-        path = f"{self._core}/pods"
-        found = self._cluster.request("GET", path, query=[self._selector], doing="list pods")
-        self._state.take(Listed("pods", found["items"]))
+        """Look at pods and events as they are now, whatever their watches have brought."""
+        for kind, selector in (("pods", self._selector), ("events", self._about)):
+            path = f"{self._core}/{kind}"
+            with contextlib.suppress(RegraftError):  # what their watches have brought must do
+                found = self._cluster.request("GET", path, query=[selector], doing=f"list {kind}")
+                self._state.take(Listed(kind, found["items"]))
         self._teller.tell()
 
     def _has_started(self) -> bool:
