@@ -60,7 +60,7 @@ def test_a_dry_run_prints_the_overlay_with_name_image_and_options(capsys: Captur
     assert container.pop("args") == ["run", "--solver", "sgd", "--steps", "50"]
     expected = before["spec"]["template"]["spec"]["containers"][0]
     assert (expected.pop("image"), expected.pop("args")) == (
-        "registry.example.com/regraft:0.1.0",
+        "registry.example.com/regraft:0.1.0-cpu",
         ["run"],
     )
     assert job == before
