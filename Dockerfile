@@ -1,21 +1,24 @@
 # docker build .                                  for NVIDIA GPUs; it runs on CPUs as well
-# docker build --build-arg VARIANT=cpu .          without the code for GPUs, a fifth of the size
+# docker build --build-arg VARIANT=cpu .          without the code for GPUs
 # docker build --build-arg BACKBONES="https://… https://…" .     with these TF Hub modules inside
 
 # The digest is that of the multi-platform index, so one line serves every architecture. To renew
 # it: `docker buildx imagetools inspect python:3.12-slim-bookworm` prints the one of today.
 ARG BASE_IMAGE=python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254
 
-FROM ${BASE_IMAGE} AS build
+# Nothing but the packages: the image goes on from here, so they are stored and pushed once.
+FROM ${BASE_IMAGE} AS packages
 ARG VARIANT=gpu
-COPY requirements-${VARIANT}.txt /build/
-# A layer of its own, made again only when a requirement changes. The lock names every package:
-# what TensorFlow's companions ask for besides is meant to stay out of the cpu variant.
+COPY requirements-${VARIANT}.txt /app/requirements.txt
+# Made again only when a requirement changes. The lock names every package: what TensorFlow's
+# companions ask for besides is meant to stay out of the cpu variant. The headers are for those who
+# compile operations of their own.
 RUN python3 -m venv --without-pip /opt/venv \
     && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir \
-       --no-deps --require-hashes -r "/build/requirements-${VARIANT}.txt"
+       --no-deps --require-hashes -r /app/requirements.txt \
+    && rm -r /opt/venv/lib/python3*/site-packages/tensorflow/include
 
-FROM build AS sbom
+FROM packages AS sbom
 COPY requirements-sbom.txt /build/
 RUN python3 -m venv /opt/sbom \
     && /opt/sbom/bin/pip install --no-cache-dir --require-hashes -r /build/requirements-sbom.txt
@@ -29,7 +32,7 @@ RUN /opt/sbom/bin/cyclonedx-py environment --output-reproducible --output-format
                      (NR > 1 ? "," : ""), $1, $2, $1, coded, $3 } \
             END { print "]}" }' /build/packages > debian.cdx.json
 
-FROM build AS job
+FROM packages AS job
 COPY job /app/job
 # Compiled now: the file system is read-only later, and every start would do it again.
 RUN python3 -m compileall -q /app/job
@@ -39,13 +42,13 @@ ARG BACKBONES=""
 RUN PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 /opt/venv/bin/python -m job backbone prefetch \
        /app/backbones builtin:efficientnet-lite0 ${BACKBONES}
 
-FROM ${BASE_IMAGE}
+FROM packages
 # Like /tmp: any user may write there. A tmpfs mounted on it takes its mode from this folder.
 RUN install -d -m 1777 /work
-COPY --from=build /opt/venv /opt/venv
 COPY --from=sbom /usr/share/sbom /usr/share/sbom
-COPY --from=job /app /app
 COPY entrypoint.sh /app/
+COPY --from=job /app/job /app/job
+COPY --from=job /app/backbones /app/backbones
 # PYTHONSAFEPATH: a folder named `job` in the current directory must not stand in for ours.
 # NVIDIA_DRIVER_CAPABILITIES: what of the driver a container runtime lends; the GPUs it picks itself.
 ENV PATH=/opt/venv/bin:$PATH \
