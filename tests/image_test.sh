@@ -31,7 +31,8 @@ fi
 storage=(--root "$state/$driver" --runroot "$state/run" --storage-driver "$driver")
 podman=(podman "${storage[@]}" --runtime runc --cgroup-manager cgroupfs --events-backend none)
 clean_up() {
-    "${podman[@]}" rm --all --force >/dev/null
+    # The store goes last: the jobs share its network.
+    "${podman[@]}" rm --all --force >/dev/null 2>&1 || "${podman[@]}" rm --all --force >/dev/null
     [ -z "${web:-}" ] || kill "$web" 2>/dev/null || true
     rm -rf "$work"
 }
