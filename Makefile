@@ -43,8 +43,8 @@ lint: $(DEV_READY) ## Run every linter
 chaos: $(DEV_READY) ## Kill, stop, starve and lie to the job into docs/chaos.md (two hours; CHAOS_FLAGS=--short: minutes)
 	$(BIN)/python tests/chaos.py $(CHAOS_FLAGS)
 
-image-test: ## Build the image with Debian's own tools and run the job in it (root, 8 GB, minutes)
-	tests/image_test.sh
+image-test: $(DEV_READY) ## Build the image with Debian's own tools and run its job in it (root, 8 GB, minutes; IMAGE_FLAGS=--write: docs/image.md)
+	tests/image_test.sh $(IMAGE_FLAGS)
 
 BENCH_TOOLS := make_image_classifier openvino obstore
 

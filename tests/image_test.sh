@@ -10,7 +10,7 @@ missing=()
 for program in buildah podman runc mmdebstrap openssl; do
     command -v "$program" >/dev/null || missing+=("$program")
 done
-install() { apt-get update -q && apt-get install -qy --no-install-recommends "${missing[@]}"; }
+install() { apt-get update -qq && apt-get install -qqy --no-install-recommends "${missing[@]}"; }
 if [ "${#missing[@]}" -gt 0 ] && ! install; then
     echo "NOT RUN: the image was neither built nor tried, as ${missing[*]} cannot be installed here"
     exit 0
@@ -33,6 +33,7 @@ podman=(podman "${storage[@]}" --runtime runc --cgroup-manager cgroupfs --events
 clean_up() {
     # The store goes last: the jobs share its network.
     "${podman[@]}" rm --all --force >/dev/null 2>&1 || "${podman[@]}" rm --all --force >/dev/null
+    "${podman[@]}" rmi --force localhost/regraft:prefetched >/dev/null 2>&1 || true
     [ -z "${web:-}" ] || kill "$web" 2>/dev/null || true
     rm -rf "$work"
 }
@@ -200,7 +201,7 @@ until "${podman[@]}" logs "$stopped" 2>&1 | grep -q 'index: started'; do
     sleep 0.1
 done
 "${podman[@]}" kill --signal TERM "$stopped" >/dev/null
-"${podman[@]}" kill --signal TERM "$stopped" >/dev/null || true  # it may be gone by now
+"${podman[@]}" kill --signal TERM "$stopped" >/dev/null 2>&1 || true  # it may be gone by now
 check 'two SIGTERM at once: exit code' 143 "$("${podman[@]}" wait "$stopped")"
 
 say 'A TF Hub module that was prefetched; its server is gone'
