@@ -30,7 +30,12 @@ RUN /opt/sbom/bin/cyclonedx-py environment --output-reproducible --output-format
             { coded = $2; gsub(/\+/, "%2B", coded); \
               printf "%s\n{\"type\":\"library\",\"name\":\"%s\",\"version\":\"%s\",\"purl\":\"pkg:deb/debian/%s@%s?arch=%s\"}", \
                      (NR > 1 ? "," : ""), $1, $2, $1, coded, $3 } \
-            END { print "]}" }' /build/packages > debian.cdx.json
+            END { print "]}" }' /build/packages > debian.cdx.json \
+    && /opt/sbom/bin/python -c 'import pathlib, sys; \
+       from cyclonedx.schema import SchemaVersion; \
+       from cyclonedx.validation.json import JsonStrictValidator as Validator; \
+       bill = pathlib.Path("debian.cdx.json").read_text(); \
+       sys.exit(Validator(SchemaVersion.V1_6).validate_str(bill))'
 
 FROM packages AS job
 COPY job /app/job

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the cpu variant of the image on a plain Debian machine, without Docker or a registry, and
 # runs its job the way k8s/base does, from a bucket to a bucket. `make image-test` runs it; it wants
-# root, about 8 GB in build/ and the packages of .venv. With --write the table goes to docs/image.md.
+# root, 8 GB in build/ (several times that where overlays cannot be mounted) and the packages of .venv.
+# With --write the table goes to docs/image.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -88,7 +89,7 @@ handle=https://127.0.0.1:$port/pooling.tar.gz
 web=$!
 
 build() {
-    buildah "${storage[@]}" bud --isolation chroot --layers="$layers" --quiet \
+    buildah "${storage[@]}" bud --isolation chroot --layers="$layers" --jobs 2 --quiet \
         --build-arg BASE_IMAGE=localhost/base --build-arg VARIANT=cpu \
         --volume "$work/certs:/etc/ssl/certs:ro" "$@" . 2> >(grep -v HEALTHCHECK >&2)
 }
