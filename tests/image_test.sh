@@ -104,8 +104,8 @@ note 'size, cpu variant on a Debian base' "$(inspect '{{.Size}}' | awk '{ printf
 check 'label title' Regraft "$(inspect '{{index .Labels "org.opencontainers.image.title"}}')"
 check 'label licenses' Apache-2.0 "$(inspect '{{index .Labels "org.opencontainers.image.licenses"}}')"
 check 'label base.name' localhost/base "$(inspect '{{index .Labels "org.opencontainers.image.base.name"}}')"
-check 'user in the image' 65532:65532 "$(inspect '{{.User}}')"
-check 'health check' '<nil>' "$(inspect '{{.HealthCheck}}')"
+check 'user of the image' 65532:65532 "$(inspect '{{.User}}')"
+check 'health check in the image' none "$(inspect '{{if .HealthCheck}}some{{else}}none{{end}}')"
 
 # --- Run ---------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ log=$work/probe
 while IFS=$'\t' read -r what expected seen; do check "$what" "$expected" "$seen"; done <"$log"
 job help localhost/regraft --help
 check '--help: exit code' 0 "$code"
-note 'its time, the start of the container included' "$took"
+note '--help: time, the start of the container included' "$took"
 
 say 'Jobs that cannot start'
 job usage localhost/regraft run
@@ -170,7 +170,7 @@ command=(--env REGRAFT_NAME=clipart localhost/regraft)
 stopped=$("${podman[@]}" run --detach "${options[@]}" "${command[@]}")
 until [ -n "$(find "$work/store/models" -path '*.embeddings*' -type f -print -quit)" ]; do
     [ -n "$("${podman[@]}" ps --quiet --filter "id=$stopped")" ] || break
-    sleep 0.1
+    sleep 0.3
 done
 start=$(now)
 "${podman[@]}" stop --time 30 "$stopped" >/dev/null
@@ -178,19 +178,19 @@ took=$(since "$start")
 log=$work/stopped
 "${podman[@]}" logs "$stopped" >"$log" 2>&1
 check 'SIGTERM to process 1: exit code' 143 "$("${podman[@]}" inspect --format '{{.State.ExitCode}}' "$stopped")"
-note 'it took' "$took"
+note 'from the signal to the end of the container' "$took"
 check 'its status' preempted "$(result status)"
 check 'versions published by then' 0 "$(find "$work/store/models" -name saved_model.pb | wc -l)"
 job again "${command[@]}"
 check 'the same command again: exit code' 0 "$code"
-note 'it took' "$took"
+note 'its time, the start of the container included' "$took"
 check 'its status' published "$(result status)"
-check 'embeddings that it had from the first try' some "$([ "$(result hits)" -gt 0 ] && echo some || echo none)"
+check 'embeddings that it found saved by the first try' some "$([ "$(result hits)" -gt 0 ] && echo some || echo none)"
 check 'the default backbone' 'comes with the image' "$(grep -o 'comes with the image' "$log" | head -n 1)"
 check 'backbones compiled by the runs' 0 "$(find "$work/store/models" -name '*.graph' | wc -l)"
 check 'versions published' 1 "$(find "$work/store/models" -path '*/clipart/*/saved_model.pb' | wc -l)"
 job unchanged "${command[@]}"
-check 'and again: status' unchanged "$(result status)"
+check 'the same command a third time: status' unchanged "$(result status)"
 check 'its exit code' 0 "$code"
 job rejected --env REGRAFT_NAME=rejected --env REGRAFT_MIN_ACCURACY=1 localhost/regraft
 check '--min-accuracy 1: exit code' 4 "$code"
@@ -199,7 +199,7 @@ say 'A second SIGTERM ends process 1 at once, whatever it is doing'
 stopped=$("${podman[@]}" run --detach "${options[@]}" --env REGRAFT_NAME=stopped localhost/regraft)
 until "${podman[@]}" logs "$stopped" 2>&1 | grep -q 'index: started'; do
     [ -n "$("${podman[@]}" ps --quiet --filter "id=$stopped")" ] || break
-    sleep 0.1
+    sleep 0.3
 done
 "${podman[@]}" kill --signal TERM "$stopped" >/dev/null
 "${podman[@]}" kill --signal TERM "$stopped" >/dev/null 2>&1 || true  # it may be gone by now
@@ -208,9 +208,9 @@ check 'two SIGTERM at once: exit code' 143 "$("${podman[@]}" wait "$stopped")"
 say 'A TF Hub module that was prefetched; its server is gone'
 hub=(--env REGRAFT_NAME=hub --env "REGRAFT_BACKBONE=$handle")
 job fetched "${hub[@]}" localhost/regraft
-check 'https:// backbone, not prefetched: exit code' 138 "$code"
+check 'backbone behind https://, its server gone: exit code' 138 "$code"
 job prefetched "${hub[@]}" localhost/regraft:prefetched
-check 'the same, built with BACKBONES: exit code' 0 "$code"
+check 'the same in an image built with BACKBONES: exit code' 0 "$code"
 check 'its status' published "$(result status)"
 check 'its backbone' 'comes with the image' "$(grep -o 'comes with the image' "$log" | head -n 1)"
 
