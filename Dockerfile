@@ -22,6 +22,7 @@ FROM packages AS sbom
 COPY requirements-sbom.txt /build/
 RUN python3 -m venv /opt/sbom \
     && /opt/sbom/bin/pip install --no-cache-dir --require-hashes -r /build/requirements-sbom.txt
+# The tool knows Python; the packages of Debian are those that dpkg lists.
 WORKDIR /usr/share/sbom
 RUN /opt/sbom/bin/cyclonedx-py environment --output-reproducible --output-format JSON \
        --output-file python.cdx.json /opt/venv \
