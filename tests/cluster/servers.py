@@ -17,15 +17,12 @@ import shutil
 import signal
 import ssl
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.cluster import leftovers
 from tests.gcs_server import free_port
@@ -90,11 +87,13 @@ class Cluster:
         """Give the end of a server's log."""
         return (self.run / f"{name}.log").read_text(errors="replace")[-2000:]
 
-    def get(self, path: str) -> Any:
-        """Ask the API server as the administrator; OSError when it does not answer with 200."""
+    def ask(self, path: str, method: str = "GET", body: Any = None) -> Any:
+        """Ask the API server as the administrator; OSError when it does not do it."""
         trust = ssl.create_default_context(cafile=self.run / "certificates/apiserver.crt")
         url = f"https://{LOCAL}:{self.port}{path}"
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, headers, method=method)
         with urllib.request.urlopen(request, context=trust, timeout=10) as answer:
             return json.loads(answer.read()) if path.startswith("/api") else answer.read()
 
@@ -176,7 +175,7 @@ def control_plane(there: Cluster) -> None:
         *(f"--service-account-key-file={public}", f"--service-account-signing-key-file={private}"),
         *("--service-cluster-ip-range=10.255.0.0/24", "--feature-gates=TTLAfterFinished=true"),
     )
-    there.wait("the API server", lambda: there.get("/readyz"))
+    there.wait("the API server", lambda: there.ask("/readyz"))
     there.kubeconfig.write_text(json.dumps(client_settings(there)))
     there.kubeconfig.chmod(0o600)
     client = f"--kubeconfig={there.kubeconfig}"
@@ -193,7 +192,7 @@ def control_plane(there: Cluster) -> None:
         f"--cert-dir={run / 'scheduler'}",
     )
     account = "/api/v1/namespaces/default/serviceaccounts/default"
-    there.wait("the account of pods", lambda: there.get(account).get("secrets"))
+    there.wait("the account of pods", lambda: there.ask(account).get("secrets"))
 
 
 def client_settings(there: Cluster) -> dict[str, Any]:
@@ -231,7 +230,7 @@ def node(there: Cluster) -> None:
     )
 
     def is_ready() -> bool:
-        conditions = there.get(f"/api/v1/nodes/{NODE}")["status"]["conditions"]
+        conditions = there.ask(f"/api/v1/nodes/{NODE}")["status"]["conditions"]
         return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
     there.wait("the node", is_ready)
