@@ -33,7 +33,7 @@ fi
 "${buildah[@]}" bud --isolation chroot --layers="$layers" --quiet \
     --build-arg BASE_IMAGE=localhost/base --build-arg VARIANT=cpu \
     --volume /etc/ssl/certs:/etc/ssl/certs:ro --tag localhost/regraft . >"$state/image.id"
-if [ "$(cat "$state/image.id")" = "$(cat "$state/imported.id" 2>/dev/null)" ]; then
+if [ "$(cat "$state/image.id")" = "$(cat "$state/containerd/imported.id" 2>/dev/null)" ]; then
     exit
 fi
 rm -f "$state/regraft.tar"

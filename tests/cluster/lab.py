@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.cluster.leftovers import NAMESPACE
-from tests.cluster.servers import Cluster
+from tests.cluster.servers import CI, DIES_WITH_US, Cluster
 from tests.gcs_server import new_bucket
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(os.environ.get("SUBMIT_FROM", ROOT))
 SAMPLES = ROOT / "samples/clipart"
 OVERLAY = ROOT / "tests/cluster/overlay"
+ROLE = ROOT / "tests/cluster/role.yaml"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 # A scenario takes a minute or two; a machine that is busy with other work, ten times that.
 TIMEOUT = 900
@@ -65,6 +72,9 @@ class Lab:
         self._overlays = 0
         space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
         cluster.ask("/api/v1/namespaces", "POST", space)
+        for item in yaml.safe_load_all(ROLE.read_text()):
+            kinds = "rolebindings" if item["kind"] == "RoleBinding" else "roles"
+            cluster.ask(f"/apis/{item['apiVersion']}/namespaces/{NAMESPACE}/{kinds}", "POST", item)
         self.upload({path: path.relative_to(SAMPLES.parent) for path in SAMPLES.rglob("*.*")})
 
     def upload(self, files: dict[Path, Path]) -> None:
@@ -130,13 +140,15 @@ class Lab:
         return Running(self, *map(str, arguments))
 
     def submit(self, overlay: Path, name: str, *options: str) -> Running:
-        """Start `python -m job submit` for an overlay; the Job gets `name`."""
-        client = ("--kubeconfig", self.cluster.kubeconfig, "--log-format", "text")
+        """Start `python -m job submit` as a user with ROLE and no more; the Job gets `name`."""
+        client = ("--kubeconfig", self.cluster.kubeconfig(CI), "--log-format", "text")
         return self.begin("submit", overlay, "--job-name", name, *client, *options)
 
     def pods(self, job: str) -> list[dict[str, Any]]:
         """Give the pods of a Job, the oldest first."""
-        found: list[dict[str, Any]] = self.cluster.ask(f"{PODS}?labelSelector=job-name={job}")["items"]
+        found: list[dict[str, Any]] = self.cluster.ask(f"{PODS}?labelSelector=job-name={job}")[
+            "items"
+        ]
         return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
     def kill(self, pod: dict[str, Any]) -> None:
@@ -156,46 +168,63 @@ class Lab:
 
 
 class Running:
-    """A command at work."""
+    """A command at work; what it says goes to the record as it comes."""
 
     def __init__(self, lab: Lab, *arguments: str) -> None:
-        """Start it; its words go to the record when it has ended."""
-        self._lab = lab
-        self._files = [(lab.cluster.run / f"command.{name}").open("w+") for name in ("out", "err")]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "job", *arguments],
+        """Start `python -m job` with arguments, as if at a terminal but for its stdout."""
+        self._lab, self.said = lab, ""
+        self._terminal, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [*DIES_WITH_US, sys.executable, "-m", "job", *arguments],
             cwd=SOURCE,
-            stdin=subprocess.DEVNULL,
-            stdout=self._files[0],
-            stderr=self._files[1],
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            text=True,
             start_new_session=True,
         )
+        os.close(theirs)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        rest, decoder = "", codecs.getincrementaldecoder("utf-8")("replace")
+        with contextlib.suppress(OSError):  # EIO: nobody has the other side open any more
+            while piece := decoder.decode(os.read(self._terminal, 4096)):
+                self.said += piece
+                *lines, rest = (rest + piece.replace("\r", "")).split("\n")
+                self._lab.note(*lines)
+        if rest:
+            self._lab.note(rest)
+
+    def type(self, text: str) -> None:
+        """Type something at its terminal."""
+        os.write(self._terminal, text.encode())
 
     def until(self, what: str, holds: Callable[[], Any]) -> Any:
         """Wait until something holds while the command runs; gives what `holds` gave."""
         for _ in ticks():
-            expect(self._process.poll() is None, f"it ended before {what}:\n{self.ended().said}")
+            if self.process.poll() is not None:
+                raise Wrong(f"it ended with {self.ended().code} before {what}")
             if found := holds():
                 return found
-        self._process.kill()
+        self.process.kill()
         raise Wrong(f"{what}: not within {TIMEOUT} s")
 
     def ended(self) -> Ended:
-        """Wait for its end and record what it said; Wrong when it does not end."""
+        """Wait for its end and record its result; Wrong when it does not end."""
         try:
-            code = self._process.wait(TIMEOUT)
+            code = self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.process.kill()
             raise Wrong(f"it has not ended after {TIMEOUT} s") from None
-        texts = []
-        for file in self._files:
-            file.seek(0)
-            texts.append(file.read())
-            file.close()
-        out, said = texts
-        self._lab.note(*said.splitlines(), *out.splitlines(), f"exit code {code}")
+        self._reader.join()
+        os.close(self._terminal)
+        out = self.process.stdout.read() if self.process.stdout else ""
+        self._lab.note(*out.splitlines(), f"exit code {code}")
         last = out.strip().rpartition("\n")[2]
-        return Ended(code, json.loads(last) if last.startswith("{") else {}, said + out)
+        result = json.loads(last) if last.startswith("{") else {}
+        return Ended(code, result, self.said + out)
 
 
 def ticks() -> Iterator[None]:

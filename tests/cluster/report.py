@@ -25,12 +25,14 @@ runs them with Debian's etcd and containerd on loopback, and sends Jobs of the b
 with `python -m job submit`. The buckets are a fake-gcs-server. The overlay is
 `tests/cluster/overlay`, on `k8s/base`; each scenario changes of it what its transcript says.
 
-Kubernetes 1.20 knows neither `podFailurePolicy` nor Indexed Jobs (both are dropped from what is
-sent, or absent), and has no `DisruptionTarget`. So here a failure that no retry will mend ends a Job
-through `backoffLimit: 0`, and the manifests of newer releases are checked against their schemas
-(`tests/test_k8s.py`) and against a stand-in API server that real HTTP clients talk to
-(`tests/test_submit*.py`). Pods use the node's network, so nothing here shows a network policy,
-and no node has a GPU.
+`submit` speaks to the cluster as a user who has the Role in `tests/cluster/role.yaml` and nothing
+else.
+
+Kubernetes 1.20 has no `podFailurePolicy`, no Indexed Jobs and no `DisruptionTarget`. So a failure
+that no retry will mend ends a Job here through `backoffLimit: 0`; what newer releases do is checked
+by their schemas (`tests/test_k8s.py`), and by a stand-in API server that real HTTP clients talk to
+(`tests/test_submit_*.py`). Pods use the node's own network, so no network policy is shown, and no
+node has a GPU.
 """
 
 
@@ -87,5 +89,9 @@ def versions() -> str:
 
 def anonymous(line: str) -> str:
     """Take out of a line what belongs to this machine alone: folders and its name."""
-    line = line.replace(f"{ROOT}/", "").replace(str(Path(sys.prefix).resolve()), ".venv")
+    line = (
+        re.sub(r"\btest-[0-9a-f]{32}\b", "bucket", line)
+        .replace(f"{ROOT}/", "")
+        .replace(str(Path(sys.prefix).resolve()), ".venv")
+    )
     return line.replace(socket.gethostname(), "this-machine")

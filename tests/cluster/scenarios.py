@@ -5,11 +5,12 @@ The docstring of a scenario is what docs/cluster.md says was asked.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.lab import SAMPLES, Lab, Patch, Running, expect
+from tests.cluster.lab import SAMPLES, Lab, Patch, Running, Wrong, expect, ticks
 from tests.cluster.leftovers import NAMESPACE
 
 Scenario = Callable[[Lab], str]
@@ -84,21 +85,37 @@ def with_new_shards(lab: Lab, job: Running, pods: int) -> dict[str, Any]:
     return pod
 
 
+def is_interrupted(lab: Lab) -> str:
+    """Ctrl-C at a terminal while the Job runs, and `y` to the question whether to delete it."""
+    job = lab.submit(lab.overlay({"REGRAFT_MODELS": f"gs://{lab.bucket}/none"}), "is-interrupted")
+    job.until("its pod embeds", lambda: "embed: started" in job.said)
+    job.process.send_signal(signal.SIGINT)
+    job.until("it asks", lambda: "Delete Job is-interrupted?" in job.said)
+    job.type("y\n")
+    job.ended().expect(130, "is deleted")
+    for _ in ticks():
+        if not lab.pods("is-interrupted"):
+            return "exit 130; the Job and its pod are gone"
+    raise Wrong("the pod is still there")
+
+
 def runs_out_of_time(lab: Lab) -> str:
     """The Job may take 8 seconds (activeDeadlineSeconds), which are too few."""
     settings = {"REGRAFT_MODELS": f"gs://{lab.bucket}/late"}
     overlay = lab.overlay(settings, replace("/spec/activeDeadlineSeconds", 8))
     ended = lab.submit(overlay, "runs-out-of-time").ended()
-    ended.expect(143, "DeadlineExceeded")
+    ended.expect(143, "DeadlineExceeded", "activeDeadlineSeconds")
     expect(not lab.stored("late/clipart/*/saved_model.pb"), "published all the same")
-    return "exit 143; nothing is published; the words: " + quoted(ended.said, "Deadline")
+    return "exit 143, nothing is published: " + quoted(ended.said, "activeDeadlineSeconds")
 
 
 def empty_prefix(lab: Lab) -> str:
     """There is not one image under --data."""
     settings = {"REGRAFT_MODELS": f"gs://{lab.bucket}/none"}
     overlay = lab.overlay(settings, ONE_TRY)
-    ended = lab.submit(overlay, "empty-prefix", "--", "--data", f"gs://{lab.bucket}/nothing").ended()
+    ended = lab.submit(
+        overlay, "empty-prefix", "--", "--data", f"gs://{lab.bucket}/nothing"
+    ).ended()
     ended.expect(3, "nothing")
     return "exit 3, from the termination message: " + quoted(ended.said, "exit code 3")
 
@@ -182,6 +199,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     publishes,
     unchanged,
     is_killed,
+    is_interrupted,
     runs_out_of_time,
     empty_prefix,
     too_few_images,

@@ -1,7 +1,7 @@
 """A Kubernetes of one node: etcd, containerd and four servers, all of them on 127.0.0.1.
 
     with cluster(folder) as there:
-        ...  # there.kubeconfig, there.containerd
+        ...  # there.kubeconfig, there.ask(path), there.ctr(command)
 
 Nothing of the machine's own is used or changed: containerd has its own root, state and socket
 below `folder`, the kernel settings that a kubelet writes are put back, and at the end no process,
@@ -27,10 +27,13 @@ from typing import Any
 from tests.cluster import leftovers
 from tests.gcs_server import free_port
 
-TOKEN = "of-a-cluster-that-only-loopback-can-reach"  # noqa: S105
+# Who may do all, and who may do what a Role says; nothing but loopback can reach the cluster.
+ADMIN, CI = "admin", "ci"
 # Kubernetes takes an address for a node's name; it is then what the API server finds it by.
 NODE = "127.0.0.1"
 LOCAL = "127.0.0.1"
+# Before a command: the kernel kills it when this process is gone, however that came about.
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 @dataclass
@@ -42,10 +45,9 @@ class Cluster:
     port: int
     started: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
 
-    @property
-    def kubeconfig(self) -> Path:
-        """The file that lets a client in as an administrator."""
-        return self.run / "kubeconfig"
+    def kubeconfig(self, user: str) -> Path:
+        """Give the file that lets a client in as ADMIN or as CI."""
+        return self.run / f"{user}.kubeconfig"
 
     @property
     def containerd(self) -> str:
@@ -61,7 +63,7 @@ class Cluster:
         # A session of its own: Ctrl-C at a terminal must reach it in the order of `stop`.
         with (self.run / f"{name}.log").open("wb") as log:
             server = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *map(str, command)],  # noqa: S607
+                [*DIES_WITH_US, *map(str, command)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -91,7 +93,7 @@ class Cluster:
         """Ask the API server as the administrator; OSError when it does not do it."""
         trust = ssl.create_default_context(cafile=self.run / "certificates/apiserver.crt")
         url = f"https://{LOCAL}:{self.port}{path}"
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {token(ADMIN)}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, data, headers, method=method)
         with urllib.request.urlopen(request, context=trust, timeout=10) as answer:
@@ -157,7 +159,8 @@ def control_plane(there: Cluster) -> None:
         *("--listen-client-urls", store, "--advertise-client-urls", store),
         *("--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers),
     )
-    (run / "tokens").write_text(f'{TOKEN},admin,admin,"system:masters"\n')
+    users = f'{token(ADMIN)},{ADMIN},{ADMIN},"system:masters"\n{token(CI)},{CI},{CI}\n'
+    (run / "tokens").write_text(users)
     (run / "tokens").chmod(0o600)
     private, public = run / "accounts.key", run / "accounts.pub"
     for command in (
@@ -176,9 +179,10 @@ def control_plane(there: Cluster) -> None:
         *("--service-cluster-ip-range=10.255.0.0/24", "--feature-gates=TTLAfterFinished=true"),
     )
     there.wait("the API server", lambda: there.ask("/readyz"))
-    there.kubeconfig.write_text(json.dumps(client_settings(there)))
-    there.kubeconfig.chmod(0o600)
-    client = f"--kubeconfig={there.kubeconfig}"
+    for user in (ADMIN, CI):
+        there.kubeconfig(user).write_text(json.dumps(client_settings(there, user)))
+        there.kubeconfig(user).chmod(0o600)
+    client = f"--kubeconfig={there.kubeconfig(ADMIN)}"
     common = (client, "--leader-elect=false", "--port=0", f"--bind-address={LOCAL}")
     there.start(
         "kube-controller-manager",
@@ -195,16 +199,21 @@ def control_plane(there: Cluster) -> None:
     there.wait("the account of pods", lambda: there.ask(account).get("secrets"))
 
 
-def client_settings(there: Cluster) -> dict[str, Any]:
-    """Give the content of a kubeconfig for the administrator."""
+def token(user: str) -> str:
+    """Give the token by which the API server knows a user."""
+    return f"token-of-{user}"
+
+
+def client_settings(there: Cluster, user: str) -> dict[str, Any]:
+    """Give the content of a user's kubeconfig."""
     authority = str(there.run / "certificates/apiserver.crt")
     server = {"server": f"https://{LOCAL}:{there.port}", "certificate-authority": authority}
     return {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "test", "cluster": server}],
-        "users": [{"name": "admin", "user": {"token": TOKEN}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
+        "users": [{"name": user, "user": {"token": token(user)}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
         "current-context": "test",
     }
 
@@ -223,7 +232,7 @@ def node(there: Cluster) -> None:
     there.start(
         "kubelet",
         *(there.folder / "kubernetes/kubelet", f"--config={run / 'kubelet.json'}"),
-        *(f"--kubeconfig={there.kubeconfig}", f"--hostname-override={NODE}"),
+        *(f"--kubeconfig={there.kubeconfig(ADMIN)}", f"--hostname-override={NODE}"),
         *("--container-runtime=remote", f"--container-runtime-endpoint=unix://{there.containerd}"),
         *(f"--root-dir={run / 'kubelet'}", f"--cert-dir={run / 'kubelet-certificates'}"),
         f"--volume-plugin-dir={run / 'volume-plugins'}",
