@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -15,8 +18,7 @@ SETTINGS = (
     *("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops"),
     *("kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"),
 )
-# The namespace of the tests: part of the names of the logs that a kubelet keeps in /var/log, and
-# the name of the cgroup that all pods are in.
+# The namespace of the tests: part of the names of the logs that a kubelet keeps in /var/log.
 NAMESPACE = "regraft-test"
 
 
@@ -39,17 +41,28 @@ def remove_containers(socket: str) -> None:
                 ctr(socket, *command, name)
 
 
-def kernel_settings() -> dict[Path, str]:
-    """Give the settings that a kubelet is going to change."""
+@contextlib.contextmanager
+def settings_kept(note: Path) -> Iterator[None]:
+    """Put back, at the end, the settings that a kubelet is going to change.
+
+    They are noted in a file: should this process be killed, the next one puts them back.
+    """
+    if note.exists():
+        restore(note)
     paths = (Path("/proc/sys") / name for name in SETTINGS)
-    return {path: path.read_text() for path in paths if path.exists()}
+    note.write_text(json.dumps({str(p): p.read_text() for p in paths if p.exists()}))
+    try:
+        yield
+    finally:
+        restore(note)
 
 
-def restore(settings: dict[Path, str]) -> None:
-    """Write back what `kernel_settings` gave."""
-    for path, value in settings.items():
-        if path.read_text() != value:
-            path.write_text(value)
+def restore(note: Path) -> None:
+    """Write back the settings in a note, and remove it."""
+    for path, value in json.loads(note.read_text()).items():
+        if Path(path).read_text() != value:
+            Path(path).write_text(value)
+    note.unlink()
 
 
 def can_mount_overlay(folder: Path) -> bool:
@@ -73,25 +86,35 @@ def mounts(folder: Path) -> list[str]:
 
 
 def remove(run: Path) -> None:
-    """Unmount and remove all below `run`, the pods' cgroups, and their logs in /var/log."""
+    """Remove all of a cluster, one that was killed included, with the pods' logs in /var/log."""
+    for process in strays(run):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    for container in containers(run):
+        for cgroup in cgroups(container):
+            remove_cgroup(cgroup)
+    for cgroup in cgroups("."):
+        with contextlib.suppress(OSError):  # somebody else's
+            cgroup.rmdir()
     for point in mounts(run):
         subprocess.run(["umount", "--lazy", point], check=True)  # noqa: S607
     shutil.rmtree(run, ignore_errors=True)
-    for cgroup in cgroups():
-        for folder in sorted(cgroup.rglob("*"), reverse=True):
-            if folder.is_dir():
-                remove_cgroup(folder)
-        remove_cgroup(cgroup)
     for log in Path("/var/log/pods").glob(f"{NAMESPACE}_*"):
         shutil.rmtree(log)
     for log in Path("/var/log/containers").glob(f"*_{NAMESPACE}_*"):
         log.unlink()
 
 
-def cgroups() -> list[Path]:
-    """Give the pods' cgroup, once a controller where the machine has the first version."""
+def containers(run: Path) -> list[str]:
+    """Name the containers whose task has not been deleted."""
+    return [path.name for path in run.glob("containerd/io.containerd.runtime.v2.task/k8s.io/*")]
+
+
+def cgroups(container: str) -> list[Path]:
+    """Give a container's cgroups, one a controller where the machine has the first version."""
     root = Path("/sys/fs/cgroup")
-    return [path for path in (*root.glob(f"*/{NAMESPACE}"), root / NAMESPACE) if path.is_dir()]
+    found = (*root.glob(f"*/k8s.io/{container}"), root / "k8s.io" / container)
+    return [path for path in found if path.is_dir()]
 
 
 def remove_cgroup(folder: Path) -> None:
@@ -103,14 +126,25 @@ def remove_cgroup(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def remains(run: Path) -> list[str]:
-    """Name what is left of a cluster: mounts, folders, cgroups and processes that name `run`."""
-    found = [f"mount {point}" for point in mounts(run)]
-    found += [f"folder {run}"] if run.exists() else []
-    found += [f"cgroup {path}" for path in cgroups()]
-    for commands in Path("/proc").glob("[0-9]*/cmdline"):
+def strays(run: Path) -> dict[int, str]:
+    """Give the processes that name `run` or are in one of its containers, with their commands."""
+    inside = [f"/k8s.io/{container}" for container in containers(run)]
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            words = commands.read_bytes().decode(errors="replace").split("\0")
-            if any(word.startswith(f"{run}/") or f"={run}/" in word for word in words):
-                found.append(f"process {' '.join(words[:2])}")
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            groups = (process / "cgroup").read_text()
+            if int(process.name) != os.getpid() and (
+                any(word.startswith(f"{run}/") or f"={run}/" in word for word in words)
+                or any(group in groups for group in inside)
+            ):
+                found[int(process.name)] = " ".join(words[:3])
     return found
+
+
+def remains(run: Path) -> list[str]:
+    """Name what is left of a cluster: processes, mounts, folders and cgroups."""
+    found = [f"process {command}" for command in strays(run).values()]
+    found += [f"mount {point}" for point in mounts(run)]
+    found += [f"folder {run}"] if run.exists() else []
+    return found + [f"cgroup {path}" for path in cgroups("*")]

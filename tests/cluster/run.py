@@ -8,13 +8,11 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from tests.cluster.lab import ROOT, Lab, Wrong
-from tests.cluster.leftovers import remains
+from tests.cluster.leftovers import remains, remove
 from tests.cluster.report import DOCUMENT, Outcome, document, table
 from tests.cluster.scenarios import SCENARIOS, Scenario
 from tests.cluster.servers import Cluster, cluster
@@ -51,7 +49,9 @@ def play(lab: Lab, scenario: Scenario) -> Outcome:
 
 def play_all(scenarios: Sequence[Scenario]) -> list[Outcome]:
     """Start a cluster and run scenarios on it, one after the other."""
-    store = Path(tempfile.mkdtemp(prefix="store.", dir=FOLDER))
+    store = FOLDER / "store"
+    shutil.rmtree(store, ignore_errors=True)
+    store.mkdir()
     try:
         with fake_gcs_server(store) as gcs, cluster(FOLDER) as there:
             import_images(there)
@@ -70,9 +70,10 @@ def main() -> int:
     if unknown := set(names) - known.keys():
         sys.stderr.write(f"no scenario: {', '.join(unknown)}; there are {', '.join(known)}\n")
         return 2
-    start = time.monotonic()
+    remove(FOLDER / "run")
+    others, start = remains(FOLDER / "run"), time.monotonic()
     outcomes = play_all([known[name] for name in names] or SCENARIOS)
-    left = remains(FOLDER / "run")
+    left = [one for one in remains(FOLDER / "run") if one not in others]
     sys.stdout.write(f"{table(outcomes)}\nleft on the machine: {', '.join(left) or 'nothing'}\n")
     if not names:
         DOCUMENT.write_text(document(outcomes, left, time.monotonic() - start), "utf-8")

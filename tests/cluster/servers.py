@@ -121,27 +121,31 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     leftovers.remove(run)
     run.mkdir(parents=True)
     there = Cluster(folder, run, free_port())
-    settings = leftovers.kernel_settings()
-    try:
-        control_plane(there)
-        node(there)
-        yield there
-    finally:
-        # A second Ctrl-C must not leave half of it.
-        ignored = {number: signal.signal(number, signal.SIG_IGN) for number in leftovers.SIGNALS}
-        # The kubelet first, or it starts again what is removed; containerd last, it removes.
-        runtime = [pair for pair in there.started if pair[0] == "containerd"]
-        there.started = [pair for pair in there.started if pair[0] != "containerd"]
-        there.stop()
-        there.started = runtime
-        leftovers.remove_containers(there.containerd)
-        there.stop()
-        leftovers.restore(settings)
-        if "KEEP_LOGS" in os.environ:
-            shutil.copytree(run, folder / "logs", dirs_exist_ok=True, ignore=only_logs)
-        leftovers.remove(run)
-        for number, handler in ignored.items():
-            signal.signal(number, handler)
+    with leftovers.settings_kept(folder / "settings.json"):
+        try:
+            control_plane(there)
+            node(there)
+            yield there
+        finally:
+            # A second Ctrl-C must not leave half of it.
+            handlers = {one: signal.signal(one, signal.SIG_IGN) for one in leftovers.SIGNALS}
+            end(there)
+            for one, handler in handlers.items():
+                signal.signal(one, handler)
+
+
+def end(there: Cluster) -> None:
+    """End all of it, and remove it."""
+    # The kubelet first, or it starts again what is removed; containerd last, it removes.
+    runtime = [pair for pair in there.started if pair[0] == "containerd"]
+    there.started = [pair for pair in there.started if pair[0] != "containerd"]
+    there.stop()
+    there.started = runtime
+    leftovers.remove_containers(there.containerd)
+    there.stop()
+    if "KEEP_LOGS" in os.environ:
+        shutil.copytree(there.run, there.folder / "logs", dirs_exist_ok=True, ignore=only_logs)
+    leftovers.remove(there.run)
 
 
 def only_logs(folder: str, names: list[str]) -> list[str]:
@@ -257,7 +261,6 @@ KUBELET = {
     "authorization": {"mode": "AlwaysAllow"},
     "cgroupDriver": "cgroupfs",
     "cgroupsPerQOS": False,
-    "cgroupRoot": f"/{leftovers.NAMESPACE}",
     "enforceNodeAllocatable": [],
     "failSwapOn": False,
     "oomScoreAdj": 0,
