@@ -18,6 +18,7 @@ import click
 from job import __version__
 from job.cli_cache import cache
 from job.cli_inspect import inspect
+from job.cli_submit import submit
 from job.cli_versions import COMMANDS
 from job.config import RunConfig
 from job.endings import reason_of
@@ -177,7 +178,7 @@ def build_backbone(log_format: str, handle: str, folder: Path) -> None:
     build_builtin(handle, folder)
 
 
-for _command in (inspect, *COMMANDS, cache):
+for _command in (inspect, *COMMANDS, cache, submit):
     cli.add_command(_command)
 
 
@@ -237,7 +238,7 @@ def explain(error: BaseException, doing: str = "") -> int:
         fields_of["stack_trace"] = doing
     LOGGER.error(
         "%s", error or type(error).__name__, extra={"fields": fields_of},
-        exc_info=error if code == 1 else None,
+        exc_info=error if code == 1 and not isinstance(error, RegraftError) else None,
     )  # fmt: skip
     return code
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gcs_server import fake_gcs_server, new_bucket
+from kube_api import KubeApi, kube_api
 from PIL import Image
 
 # Where a shell has put the tests into the background, the jobs that they start would be deaf to it.
@@ -72,6 +73,16 @@ def upload(bucket: str) -> Callable[[Path, str], str]:
         return f"gs://{bucket}/{prefix}"
 
     return put
+
+
+@pytest.fixture
+def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeApi]:
+    """A live stand-in for a Kubernetes cluster; KUBECONFIG reaches it."""
+    folder = tmp_path / "kube"
+    folder.mkdir()
+    monkeypatch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
+    with kube_api(folder) as api:
+        yield api
 
 
 @pytest.fixture(autouse=True)

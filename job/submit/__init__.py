@@ -1,0 +1,1 @@
+"""Sends the job to a Kubernetes cluster and follows it there. No TensorFlow."""

@@ -1,0 +1,104 @@
+"""A Job, its pods and its events, as far as they are known."""
+
+from __future__ import annotations
+
+from job.submit.render import CONTAINER, Object
+from job.submit.watching import Change, Changed, Listed
+
+INDEX = "batch.kubernetes.io/job-completion-index"
+# What a container runtime says of a command that it could not start.
+NOT_STARTED = ("StartError", "ContainerCannotRun")
+
+
+class State:
+    """The newest of every object; pods that are gone keep what was last seen of them."""
+
+    def __init__(self, job: Object) -> None:
+        self.job = job
+        self.deleted = False
+        self.pods: dict[str, Object] = {}
+        self.gone: set[str] = set()
+        self.events: dict[str, Object] = {}
+
+    def take(self, change: Change) -> None:
+        """Note a change."""
+        if isinstance(change, Listed):
+            for item in change.items:
+                self._note(change.kind, item, gone=False)
+            there = {item["metadata"]["uid"] for item in change.items}
+            if change.kind == "pods":
+                self.gone |= self.pods.keys() - there
+            elif change.kind == "jobs":
+                self.deleted = self.job["metadata"]["uid"] not in there
+        elif isinstance(change, Changed):
+            self._note(change.kind, change.item, change.gone)
+
+    def _note(self, kind: str, item: Object, gone: bool) -> None:
+        uid = item["metadata"]["uid"]
+        if kind == "pods":
+            self.pods[uid] = item
+            if gone:
+                self.gone.add(uid)
+        elif kind == "events":
+            self.events[uid] = item
+        elif uid == self.job["metadata"]["uid"]:
+            self.job, self.deleted = item, gone
+
+    @property
+    def name(self) -> str:
+        """Give the Job's name."""
+        return str(self.job["metadata"]["name"])
+
+    def command(self, verb: str) -> str:
+        """Give the command line of kubectl that does something with the Job."""
+        return f"kubectl -n {self.job['metadata']['namespace']} {verb}{self.name}"
+
+    def finished(self) -> Object | None:
+        """Give the Job's last condition, Complete or Failed; None while it goes on."""
+        return condition(self.job, "Complete") or condition(self.job, "Failed")
+
+    def in_order(self) -> list[Object]:
+        """Give the pods, the oldest first."""
+        return sorted(self.pods.values(), key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+    def running(self) -> list[Object]:
+        """Give the pods whose container was started and has not ended, as far as is known."""
+        return [
+            pod
+            for uid, pod in self.pods.items()
+            if uid not in self.gone and has_started(pod) and not ending(pod)
+        ]
+
+
+def condition(item: Object, kind: str) -> Object | None:
+    """Give a condition that holds."""
+    for found in item.get("status", {}).get("conditions") or []:
+        if found["type"] == kind and found["status"] == "True":
+            return dict(found)
+    return None
+
+
+def container_state(pod: Object) -> Object:
+    """Give the state of the job's container, with its `restartCount`."""
+    for status in pod.get("status", {}).get("containerStatuses") or []:
+        if status["name"] == CONTAINER:
+            return {**(status.get("state") or {}), "restartCount": status.get("restartCount", 0)}
+    return {"restartCount": 0}
+
+
+def has_started(pod: Object) -> bool:
+    """Tell whether the job's container runs or ran."""
+    state = container_state(pod)
+    if state["restartCount"] or "running" in state:
+        return True
+    return "terminated" in state and state["terminated"].get("reason") not in NOT_STARTED
+
+
+def ending(pod: Object) -> Object | None:
+    """Give how the job's container ended: `exitCode`, `reason`, `message`; None if it did not."""
+    return container_state(pod).get("terminated")
+
+
+def index_of(pod: Object) -> int:
+    """Give the index of an Indexed Job's pod, 0 for any other."""
+    return int((pod["metadata"].get("annotations") or {}).get(INDEX, 0))
