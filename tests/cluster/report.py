@@ -25,8 +25,7 @@ runs them with Debian's etcd and containerd on loopback, and sends Jobs of the b
 with `python -m job submit`. The buckets are a fake-gcs-server. The overlay is
 `tests/cluster/overlay`, on `k8s/base`; each scenario changes of it what its transcript says.
 
-`submit` speaks to the cluster as a user who has the Role in `tests/cluster/role.yaml` and nothing
-else.
+`submit` speaks to the cluster as a user who has the Role in `docs/submit.md` and nothing else.
 
 Kubernetes 1.20 has no `podFailurePolicy`, no Indexed Jobs and no `DisruptionTarget`. So a failure
 that no retry will mend ends a Job here through `backoffLimit: 0`; what newer releases do is checked
