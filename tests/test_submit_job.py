@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +92,7 @@ def on_a_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], in
     process = subprocess.Popen(
         [sys.executable, "-m", "job", "submit", *arguments], cwd=ROOT, start_new_session=True,
         stdin=theirs, stdout=theirs, stderr=theirs,
-        preexec_fn=lambda: os.login_tty(theirs) if hasattr(os, "login_tty") else take_terminal(),
+        preexec_fn=take_terminal,
     )  # fmt: skip
     os.close(theirs)
     try:
@@ -103,9 +105,6 @@ def on_a_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], in
 
 def take_terminal() -> None:
     """Make stdin the controlling terminal, so that Ctrl-C reaches the process."""
-    import fcntl
-    import termios
-
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
