@@ -24,6 +24,9 @@ kube-apiserver, kube-controller-manager, kube-scheduler and kubelet from Debian'
 runs them with Debian's etcd and containerd on loopback, and sends Jobs of the built image there
 with `python -m job submit`. The buckets are a fake-gcs-server. The overlay is
 `tests/cluster/overlay`, on `k8s/base`; each scenario changes of it what its transcript says.
+It wants root on Debian 12 and 15 GB in `build/`; Kubernetes and the image are built once, in a
+quarter of an hour on two cores, and kept there. Nothing of the machine's own containerd, network
+or settings is changed, and nothing stays: no process, mount, container or cgroup.
 
 `submit` speaks to the cluster as a user who has the Role in `docs/submit.md` and nothing else.
 
