@@ -65,6 +65,8 @@ def main() -> int:
     """Run what is asked for; gives the exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
+    # A shell ignores it for what it runs in the background, and what is started here would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     names = sys.argv[1:]
     known = {scenario.__name__: scenario for scenario in SCENARIOS}
     if unknown := set(names) - known.keys():
