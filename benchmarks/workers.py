@@ -1,6 +1,6 @@
 """Fine-tunes the sample drawings with one worker and with several, and compares the steps' losses.
 
-    python benchmarks/workers.py [--workers 1 2] [--epochs N] [--unfreeze N] [--data samples/clipart]
+    python benchmarks/workers.py [--workers 1 2] [--epochs N] [--unfreeze N] [--data URI]
 
 Whole jobs as processes on this machine, told of one another by $TF_CONFIG, with the default
 backbone. They share its cores, so the seconds say what working together costs, not what it saves.
@@ -17,7 +17,8 @@ from pathlib import Path
 import tensorflow as tf
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from attempts import Attempt, Inputs
 from team import team
@@ -38,7 +39,7 @@ def losses_in(folder: Path) -> dict[tuple[str, int], float]:
 
 
 def run(count: int, folder: Path, options: argparse.Namespace) -> tuple[dict, list[Attempt]]:
-    """Run a job of so many workers to its end; gives its losses and the workers, the chief first."""
+    """Run a job of so many workers to its end; gives its losses and them, the chief first."""
     asked = ["--epochs", str(options.epochs), "--summaries", str(folder / "summaries")]
     if options.unfreeze is not None:
         asked += ["--unfreeze", str(options.unfreeze)]

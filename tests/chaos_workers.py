@@ -108,9 +108,8 @@ def table(trials: list[Trial], options: argparse.Namespace) -> str:
         who = "the chief" if t.victim == 0 else "the other worker"
         codes = ", ".join(map(str, t.codes))
         same = "yes" if t.same else "NO"
-        lines.append(
-            f"| {who} | {t.survivor_code} | {t.seconds:.1f} | {t.step or 'none'} | {codes} | {same} |"
-        )
+        cells = (who, t.survivor_code, f"{t.seconds:.1f}", t.step or "none", codes, same)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
