@@ -16,14 +16,22 @@ from pathlib import Path
 
 import tensorflow as tf
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from attempts import Attempt, Inputs
+from conftest import ROOT
 from team import team
 
 from job.config import DEFAULT_BACKBONE
+from job.recipe import FinetuneOptions
+
+# In place of those that suit the tests' small module.
+OWN = FinetuneOptions()
+DEFAULTS = (
+    "--train-batch-size", str(OWN.train_batch_size), "--learning-rate", str(OWN.learning_rate),
+    "--backbone-learning-rate", str(OWN.backbone_learning_rate),
+)  # fmt: skip
 
 
 def losses_in(folder: Path) -> dict[tuple[str, int], float]:
@@ -40,7 +48,7 @@ def losses_in(folder: Path) -> dict[tuple[str, int], float]:
 
 def run(count: int, folder: Path, options: argparse.Namespace) -> tuple[dict, list[Attempt]]:
     """Run a job of so many workers to its end; gives its losses and them, the chief first."""
-    asked = ["--epochs", str(options.epochs), "--summaries", str(folder / "summaries")]
+    asked = ["--epochs", str(options.epochs), "--summaries", str(folder / "summaries"), *DEFAULTS]
     if options.unfreeze is not None:
         asked += ["--unfreeze", str(options.unfreeze)]
     inputs = Inputs(options.data, DEFAULT_BACKBONE)
