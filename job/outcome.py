@@ -17,9 +17,10 @@ from job.junit import document
 SKIPPED = {
     "unchanged": "Data, options and backbone are those of the version in service.",
     "embedded": "This job's share is in the cache, job 0 goes on.",
+    "helped": "This job has trained together with worker 0, which has published.",
 }
 # The others that are no failure.
-DONE = ("published", "planned")
+DONE = ("published", "planned", "succeeded")
 
 
 def status_of(result: Mapping[str, Any]) -> str:

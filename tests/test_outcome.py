@@ -31,6 +31,7 @@ ENDINGS = [
     (result_of("planned"), None, "planned"),
     (result_of("unchanged"), "skipped", "unchanged, version 17 stays in service"),
     (result_of("embedded"), "skipped", "embedded"),
+    (result_of("helped"), "skipped", "helped"),
     (result_of("x", GateRejected("too bad", hint="see")), "failure", "rejected by the gate"),
     (result_of("x", DataError("no images", hint="put some")), "error", "failed"),
     (result_of("x", UnavailableError("bucket is out", hint="wait")), "error", "failed"),
