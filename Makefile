@@ -43,8 +43,8 @@ lint: $(DEV_READY) ## Run every linter
 chaos: $(DEV_READY) ## Kill, stop, starve and lie to the job into docs/chaos.md (two hours; CHAOS_FLAGS=--short: minutes)
 	$(BIN)/python tests/chaos.py $(CHAOS_FLAGS)
 
-image-test: ## Build the image with Debian's own tools and run the job in it (root, 8 GB, minutes)
-	tests/image_test.sh
+image-test: $(DEV_READY) ## Build the image with Debian's own tools and run its job in it (root, 8 GB, minutes; IMAGE_FLAGS=--write: docs/image.md)
+	tests/image_test.sh $(IMAGE_FLAGS)
 
 BENCH_TOOLS := make_image_classifier openvino obstore
 
@@ -59,11 +59,15 @@ build/bench-venvs/%/.ready: benchmarks/%.txt
 scale: $(DEV_READY) ## Run a million generated embeddings through index, cache and fit into docs/scale.md (half an hour, 15 GB of disk)
 	$(BIN)/python benchmarks/scale.py
 
+UV_COMPILE = build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+  --custom-compile-command "make lock" $(UV_FLAGS)
+
 lock: build/uv/.ready ## Pin requirements*.in with every hash (UV_FLAGS=--upgrade for new versions)
-	for name in requirements requirements-dev $(BENCH_TOOLS:%=benchmarks/%); do \
-	  build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	    --custom-compile-command "make lock" $(UV_FLAGS) $$name.in -o $$name.txt; \
+	for name in requirements requirements-dev requirements-gpu requirements-sbom $(BENCH_TOOLS:%=benchmarks/%); do \
+	  $(UV_COMPILE) $$name.in -o $$name.txt; \
 	done
+	echo "tensorflow ; platform_machine != 'x86_64'" > build/uv/override.txt
+	$(UV_COMPILE) --override build/uv/override.txt requirements-cpu.in -o requirements-cpu.txt
 
 clean: ## Remove all that these commands made
 	rm -rf .venv build models/clipart .mypy_cache .ruff_cache .hypothesis

@@ -17,12 +17,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from job import compiled, modules
+from job import baked, compiled, modules
 from job.backbones import efficientnet_lite
 from job.compiled import Compiled
 from job.errors import ConfigError, RegraftError, brief
 from job.graphs import frozen_graph, insert
 from job.interface import apply, find_image_size, trial
+from job.progress import log
 from job.storage import LocalStore, Store
 
 BUILTINS = {f"builtin:{name}": variant for name, variant in efficientnet_lite.VARIANTS.items()}
@@ -70,7 +71,9 @@ class Backbone:
 
 
 def resolve(handle: str, *, cache_dir: Path) -> Resolved:
-    """Find the module that `handle` names and digest it; a remote one is fetched.
+    """Find the module that `handle` names and digest it.
+
+    A remote one is fetched, unless the image brings it along.
 
     Args:
         handle: `builtin:NAME`, or a TF Hub image feature vector (TF2 SavedModel or TF1 Hub format)
@@ -85,6 +88,8 @@ def resolve(handle: str, *, cache_dir: Path) -> Resolved:
         if handle.startswith("builtin:"):
             _variant(handle)
             return Resolved(handle, _builtin_digest(handle), None)
+        if brought := baked.find(handle):
+            return Resolved(handle, brought.digest, brought.folder)
         folder = modules.fetch_module(handle, cache_dir)
         return Resolved(handle, modules.module_digest(folder), folder)
 
@@ -102,7 +107,8 @@ def load_backbone(
         handle: as in `resolve`, or what that gave.
         cache_dir: where fetched and built modules are kept for the next run.
         image_size: height and width in pixels, for a module that takes any.
-        shelf: where compiled backbones are kept; in `cache_dir` when it is not given.
+        shelf: where compiled backbones are kept; in `cache_dir` when it is not given. Those that
+            come with the image are looked for first.
 
     Raises:
         ConfigError: no such module, a damaged one, not one that maps images to float32 vectors,
@@ -112,6 +118,10 @@ def load_backbone(
     found = resolve(handle, cache_dir=cache_dir) if isinstance(handle, str) else handle
     shelf = shelf or LocalStore(cache_dir / "compiled")
     name = compiled.file_name(found.digest, image_size)
+    made = compiled.find(LocalStore(baked.FOLDER / baked.COMPILED), name)
+    if made is not None:
+        log(f"backbone {found.handle} comes with the image")
+        return as_backbone(found, made)
     made = compiled.find(shelf, name)
     if made is None:
         with naming(found.handle):
@@ -199,6 +209,9 @@ def module_folder(resolved: Resolved, cache_dir: Path) -> Path:
     """Give the folder of a module; a built-in network is built unless it is there."""
     if resolved.folder is not None:
         return resolved.folder
+    brought = baked.find(resolved.handle)
+    if brought is not None and brought.digest == resolved.digest:
+        return brought.folder
 
     def build(target: Path) -> None:
         efficientnet_lite.write_module(_variant(resolved.handle), target)

@@ -16,6 +16,7 @@ import click
 
 from job import __version__
 from job.cli_announce import Announcement
+from job.cli_backbone import backbone
 from job.cli_cache import cache
 from job.cli_inspect import inspect
 from job.cli_submit import submit
@@ -160,25 +161,7 @@ def evaluate(
     click.echo(json.dumps(figures))
 
 
-@cli.group()
-def backbone() -> None:
-    """Build the backbones that come with Regraft."""
-
-
-@backbone.command("build")
-@common_options
-@click.argument("handle")
-@click.argument("folder", type=click.Path(path_type=Path))
-def build_backbone(log_format: str, handle: str, folder: Path) -> None:
-    """Write HANDLE (builtin:efficientnet-lite0) to FOLDER as a TensorFlow Hub module."""
-    begin(log_format)
-    import_tensorflow()
-    from job.backbone import build_builtin
-
-    build_builtin(handle, folder)
-
-
-for _command in (inspect, *COMMANDS, cache, submit):
+for _command in (inspect, *COMMANDS, backbone, cache, submit):
     cli.add_command(_command)
 
 

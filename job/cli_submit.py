@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from job.cli_announce import announce
 from job.config import RunConfig
 from job.endings import reason_of
 from job.errors import ConfigError, RegraftError, Stopped
@@ -45,6 +46,12 @@ HINT = "`python -m job run --help` lists the options"
         help="Seconds without a started pod until the Job is deleted; 0: for ever.")  # fmt: skip
 @option("api_timeout", type=click.FloatRange(min=1), default=300.0, show_default=True,
         help="Seconds without an answer of the cluster after which to give up.")  # fmt: skip
+@option("summary_file", type=click.Path(path_type=Path), help="Where a Markdown summary is "
+        "appended on this side; $GITHUB_STEP_SUMMARY where that is set.")  # fmt: skip
+@option("junit_file", type=click.Path(path_type=Path), help="Where the run goes as JUnit XML on "
+        "this side.")  # fmt: skip
+@option("result_file", type=click.Path(path_type=Path), help="Where the result goes on this side, "
+        "as one JSON object.")  # fmt: skip
 @click.argument("overlay")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF run]")
 def submit(
@@ -57,6 +64,7 @@ def submit(
     """
     style, _, _ = begin(log_format)
     result: dict[str, Any] | None = None
+    rendered = None
     try:
         rendered = _render(overlay, options, given)
         if dry_run:
@@ -76,7 +84,18 @@ def submit(
         raise
     finally:
         if result is not None and wait and not dry_run:
-            click.echo(json.dumps(result, separators=(",", ":")))
+            line = json.dumps(result, separators=(",", ":"))
+            announce(line, given | {"name": _model_name(rendered, options)})
+
+
+def _model_name(rendered: Rendered | None, options: tuple[str, ...]) -> str:
+    """Give the --name that the run has been given, empty where that is not known here."""
+    from job.submit.render import settings
+
+    for before, here in zip(("", *options), options, strict=False):
+        if before == "--name" or here.startswith("--name="):
+            return here.removeprefix("--name=")
+    return settings(rendered)[0].get("REGRAFT_NAME", "") if rendered else ""
 
 
 def _render(overlay: str, options: tuple[str, ...], given: dict[str, Any]) -> Rendered:

@@ -82,7 +82,7 @@ class Descent:
                 images,
                 targets,
             )
-            loss, hits, *slopes = self._replicas.total(sums)
+            loss, hits, *slopes = self._replicas.total(sums, count)
             if np.isfinite(float(loss)) and np.isfinite(float(tf.linalg.global_norm(slopes))):
                 break
             if self.loss_scale == 1:
@@ -99,13 +99,13 @@ class Descent:
         }
 
     def score(
-        self, images: tf.Tensor, targets: tf.Tensor, batches: MicroBatches
+        self, images: tf.Tensor, targets: tf.Tensor, batches: MicroBatches, count: int
     ) -> tuple[float, float]:
         """Give the sum of the cross-entropies in nats, and how many answers are right.
 
-        Both are over all workers, of whose images these are a share.
+        Both are over all workers, of whose `count` images these are a share.
         """
-        loss, hits = self._replicas.total(batches.total(self._score, images, targets))
+        loss, hits = self._replicas.total(batches.total(self._score, images, targets), count)
         return float(loss), float(hits)
 
     @contextlib.contextmanager

@@ -267,9 +267,9 @@ class _Loop:
         sums = np.zeros(2)
         rows = (side.rows[part] for part in parts)
         with contextlib.closing(self._feed.batches(side, rows)) as pictures:
-            for part, images in zip(parts, pictures, strict=True):
-                targets = self._one_hot(side.classes[part])
-                sums += self._descent.score(_as_float(images), targets, self._batches)
+            for part, all_of_it, images in zip(parts, whole, pictures, strict=True):
+                pixels, targets = _as_float(images), self._one_hot(side.classes[part])
+                sums += self._descent.score(pixels, targets, self._batches, len(all_of_it))
         loss, accuracy = (sums / len(side.rows)).tolist()
         self._observe("validation", self.standing.step, loss=loss, accuracy=accuracy)
         return loss, accuracy

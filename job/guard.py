@@ -91,13 +91,23 @@ class Guard:
             os.close(ours)
             self.stall_timeout = self.last_words = None
 
-    def listen(self) -> None:
-        """Take the signals back from a library that has put a handler of its own in place of ours.
+    @contextlib.contextmanager
+    def deaf_for(self, seconds: int) -> Iterator[None]:
+        """Have the system itself end the process on a signal, or after these seconds, in a block.
 
-        To be called from the main thread; does nothing where the process is not watched.
+        For a call of a library that keeps Python's lock while it waits, so that neither a handler
+        nor the guard's thread could run, and that may leave a handler of its own in place of ours.
+        The exit codes are then those of the signals, 143, 130 and 142, and nothing is told.
         """
-        for number in self._heard:
-            signal.signal(number, self._interrupt)
+        for number in (*self._heard, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.alarm(seconds)
+        try:
+            yield
+        finally:
+            signal.alarm(0)
+            for number in self._heard:
+                signal.signal(number, self._interrupt)
 
     def settle(self) -> None:
         """Let a first signal raise nothing any more: how this ends is about to be told."""

@@ -61,10 +61,15 @@ def _input_specs(module: Any) -> list[tf.TensorSpec]:
     return [args[0] for args in positional if args and isinstance(args[0], tf.TensorSpec)]
 
 
+class AnySize(ConfigError):
+    """A module leaves the size of its images open, and so does the configuration."""
+
+
 def find_image_size(module: Any, folder: Path, requested: int | None) -> tuple[int, int]:
     """Give the (height, width) that a module takes, or of those that it can take the one to use.
 
-    Raises ConfigError when it takes no RGB images, contradicts `requested` or leaves it open.
+    Raises ConfigError when it takes no RGB images or contradicts `requested`, AnySize when both
+    leave it open.
     """
     specs = _input_specs(module)
     for spec in specs:
@@ -86,9 +91,7 @@ def find_image_size(module: Any, folder: Path, requested: int | None) -> tuple[i
         return requested, requested
     if attached := _attached_size(folder):
         return attached
-    raise ConfigError(
-        "it takes images of any size and names none", hint="pass --image-size, in pixels"
-    )
+    raise AnySize("it takes images of any size and names none", hint="pass --image-size, in pixels")
 
 
 def _attached_size(folder: Path) -> tuple[int, int] | None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
+
 import job
 from job.config import RunConfig
 from job.dataset import Index
@@ -24,7 +26,7 @@ from job.result import Result
 from job.seal import canonical, describe_files, seal, sha256
 from job.unknown import Threshold
 
-PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "scipy", "google-cloud-storage")
+PACKAGES = ("tensorflow-hub", "numpy", "scipy", "google-cloud-storage")
 
 # The options that change what is trained, beside those of the solver; the others say where it goes
 # and what may pass.
@@ -133,7 +135,8 @@ def _inputs(
 def packages() -> dict[str, str]:
     """Give the versions of Python and of the packages that decide the result."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **versions}
+    # TensorFlow's own word: the package may be called tensorflow-cpu.
+    return {"python": platform.python_version(), "tensorflow": tf.__version__, **versions}
 
 
 # The column of an image's labels by task, and what it holds of their names.

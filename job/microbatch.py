@@ -51,8 +51,7 @@ class MicroBatches:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _total(self, function: Sums, batch: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        # Of no images too: the share of a worker where there are fewer than workers.
-        starts = range(0, max(1, len(batch[0])), self.size)
+        starts = range(0, len(batch[0]), self.size)
         sums: list[tf.Tensor] = []
         for first in range(0, len(starts), self._workers):
             pieces = [

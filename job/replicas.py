@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,6 +22,7 @@ from job.config import RunConfig
 from job.errors import UnavailableError
 from job.guard import GUARD, beat
 from job.progress import log
+from job.rendezvous import meet
 
 Found = TypeVar("Found")
 
@@ -32,6 +31,9 @@ Sums = Callable[..., Sequence[tf.Tensor]]
 
 # Seconds between two looks at signals while another thread waits for the other workers.
 TICK = 0.2
+
+# Seconds that TensorFlow may take to connect workers who have just met.
+CONNECT_TIMEOUT = 60
 
 LOST = "the job goes on from its last checkpoint once all workers are started again"
 
@@ -60,8 +62,12 @@ class Replicas:
         return self.index == 0
 
     def cut(self, count: int) -> slice:
-        """Give where this worker's share of so many images of a step is, as even as can be."""
-        return slice(count * self.index // self.count, count * (self.index + 1) // self.count)
+        """Give where this worker's share of so many images of a step is, as even as can be.
+
+        It is never empty, which not every operation can take; `total` leaves out what is too much.
+        """
+        start, stop, _ = _bounds(count, self.index, self.count)
+        return slice(start, stop)
 
     def share(self, rows: np.ndarray) -> np.ndarray:
         """Give this worker's share of the rows `[n,...]` of a step's images."""
@@ -81,21 +87,25 @@ class Replicas:
             def part() -> Sequence[tf.Tensor]:
                 context = tf.distribute.get_replica_context()
                 mine = context.replica_id_in_sync_group % self.local
-                cut = slice(count * mine // self.local, count * (mine + 1) // self.local)
-                return function(images[cut], targets[cut], *rest)
+                start, stop, counts = _bounds(count, mine, self.local, tf.maximum)
+                sums = function(images[start:stop], targets[start:stop], *rest)
+                return [tf.where(counts, part, 0.0) for part in sums]
 
             results = self.strategy.run(part)
             return [tf.add_n(self.strategy.experimental_local_results(sums)) for sums in results]
 
         return whole
 
-    def total(self, sums: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def total(self, sums: Sequence[tf.Tensor], count: int) -> list[tf.Tensor]:
         """Add up float32 tensors over all workers, each of which calls this with the same shapes.
 
-        All get the same bytes. Raises UnavailableError when one is lost.
+        They are sums over the shares of `count` images. All get the same bytes. Raises
+        UnavailableError when one is lost.
         """
         if self.count == 1:
             return list(sums)
+        if not _bounds(count, self.index, self.count)[2]:
+            sums = [tf.zeros_like(part) for part in sums]
         flat = tf.concat([tf.reshape(part, [-1]) for part in sums], axis=0)
         parts = tf.split(self._reduce(flat), [int(tf.size(part)) for part in sums])
         return [tf.reshape(part, whole.shape) for part, whole in zip(parts, sums, strict=True)]
@@ -187,31 +197,18 @@ def _join(cluster: Cluster | None, timeout: float) -> Replicas:
         gpus = tf.config.list_physical_devices("GPU")
         return Replicas(tf.distribute.MirroredStrategy()) if len(gpus) > 1 else SOLO
     log(f"worker {cluster.index} of {cluster.count} waits for the others", workers=cluster.count)
-    try:
-        strategy = heeding_signals(tf.distribute.MultiWorkerMirroredStrategy, timeout)
-    except TimeoutError as error:
-        silent = [address for address in cluster.addresses if not _answers(address)]
-        who = f"no answer from {', '.join(silent)}" if silent else "all addresses answer"
-        raise UnavailableError(
-            f"the {cluster.count} workers did not come together within {timeout:g} s "
-            f"(--workers-timeout): {who}",
-            hint="see whether all of them were started, and whether a network policy lets them "
-            "reach one another",
-        ) from error
-    except tf.errors.OpError as error:
-        raise UnavailableError(f"another worker was lost: {error.message}", hint=LOST) from error
+    meet(cluster, timeout)
+    with GUARD.deaf_for(CONNECT_TIMEOUT):
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
     # As a graph: a call takes 3 ms instead of 10.
     add = tf.function(lambda value: strategy.reduce("SUM", value, axis=None), autograph=False)
     return Replicas(strategy, add, cluster.index, cluster.count)
 
 
-def heeding_signals(function: Callable[[], Found], timeout: float | None = None) -> Found:
+def heeding_signals(function: Callable[[], Found]) -> Found:
     """Call a function in another thread, so that a signal ends the wait for it.
 
-    TensorFlow waits for other workers in C, where no handler of Python's is run, and puts a handler
-    of its own, which goes on as if nothing had been, in place of ours.
-
-    Raises TimeoutError when it has not returned after `timeout` seconds; the thread is left behind.
+    TensorFlow waits for other workers in C, where no handler of Python's is run.
     """
     found: list[Found] = []
     failed: list[BaseException] = []
@@ -224,22 +221,19 @@ def heeding_signals(function: Callable[[], Found], timeout: float | None = None)
 
     thread = threading.Thread(target=call, name="workers", daemon=True)
     thread.start()
-    began = time.monotonic()
     while thread.is_alive():
         thread.join(TICK)
-        GUARD.listen()
         beat()
-        if timeout is not None and thread.is_alive() and time.monotonic() - began > timeout:
-            raise TimeoutError
     if failed:
         raise failed[0]
     return found[0]
 
 
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), 1).close()
-    except (OSError, ValueError):
-        return False
-    return True
+def _bounds(count: Any, part: Any, parts: int, larger: Any = max) -> tuple[Any, Any, Any]:
+    """Give where a part of `count` rows starts and stops, and whether it counts.
+
+    One that would be empty has a row all the same, and does not count. For tensors `larger` is
+    TensorFlow's.
+    """
+    start, stop = count * part // parts, count * (part + 1) // parts
+    return start, larger(stop, start + 1), stop > start

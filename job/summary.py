@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -92,7 +91,9 @@ def serve_command(config: RunConfig, result: Result) -> str:
     The server has the version of the TensorFlow that wrote the model: an older one may lack an
     operation, such as DecodeWebP, and would not load it.
     """
-    image = f"tensorflow/serving:{importlib.metadata.version('tensorflow')}"
+    import tensorflow as tf  # as in `manifest.packages`; the other commands do without it
+
+    image = f"tensorflow/serving:{tf.__version__}"
     base = (result.uri or "").rpartition("/")[0]
     if base.startswith("gs://"):
         return (

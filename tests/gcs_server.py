@@ -28,6 +28,12 @@ def free_port() -> int:
             return port
 
 
+def program() -> Path:
+    """Give the server's executable."""
+    (found,) = (Path(fake_gcs.__file__).parent / "vendor/fake-gcs-server/bin").glob("fake-gcs-*")
+    return found
+
+
 @contextlib.contextmanager
 def fake_gcs_server(folder: Path) -> Iterator[str]:
     """Keep a server alive with its data in `folder`; STORAGE_EMULATOR_HOST points to it.
@@ -35,13 +41,12 @@ def fake_gcs_server(folder: Path) -> Iterator[str]:
     The package's own launcher leaves the server's log in a pipe that nobody reads; once that is
     full the server stands still. So the process is started here, with its log in a file.
     """
-    (program,) = (Path(fake_gcs.__file__).parent / "vendor/fake-gcs-server/bin").glob("fake-gcs-*")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     flags = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-external-url", url]
     flags += ["-backend", "filesystem", "-filesystem-root", str(folder / "data")]
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([program, *flags], stdout=log, stderr=log)
+        server = subprocess.Popen([program(), *flags], stdout=log, stderr=log)
     try:
         for _ in range(200):
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/storage/v1/b"):

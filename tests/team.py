@@ -1,4 +1,4 @@
-"""Workers that fine-tune one model together: whole jobs as processes, who find each other by $TF_CONFIG."""
+"""Workers that fine-tune one model together: whole jobs as processes, told by $TF_CONFIG."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from job.cli import cli
 
 ROOT = Path(__file__).parent.parent
 ENTRYPOINT = ROOT / "entrypoint.sh"
+VARIANTS = ("cpu", "gpu")  # of the image, by its requirements
 
 
 def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -133,31 +134,72 @@ def test_dockerfile_is_clean() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_base_image_is_pinned() -> None:
+    """The base is named with its digest, once: a build of tomorrow starts from the same bytes."""
+    text = (ROOT / "Dockerfile").read_text()
+    assert re.findall(r"^ARG BASE_IMAGE=\S+@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", text, re.MULTILINE)
+    assert {base for base, _ in stages} - {name for _, name in stages} == {"${BASE_IMAGE}"}
+
+
 def test_builder_gets_what_the_dockerfile_copies() -> None:
     """.dockerignore lets through each path that the Dockerfile copies, and nothing else."""
-    copied = re.findall(r"^COPY (?!--from)(\S+) ", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    text = (ROOT / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (?!--from)(\S+) ", text, re.MULTILINE)
+    copied += [path.replace("${VARIANT}", name) for path in copied for name in VARIANTS]
+    copied = [path for path in copied if "$" not in path]
     ignore = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignore
     allowed = {line[1:].rstrip("/") for line in ignore if line.startswith("!")}
     assert allowed == {path.rstrip("/") for path in copied}
 
 
-@pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
+def locked(name: str) -> list[str]:
+    """Give what a lock pins, one line each, with the hashes."""
+    text = (ROOT / f"{name}.txt").read_text().replace("\\\n", " ")
+    return [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+
+
+def versions(name: str) -> dict[str, list[str]]:
+    """Give the versions that a lock pins of each package, with their markers."""
+    found: dict[str, list[str]] = {}
+    for line in locked(name):
+        package, _, version = line.partition(" --hash")[0].partition("==")
+        found.setdefault(package.split("[")[0], []).append(version.strip())
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["requirements", *(f"requirements-{kind}" for kind in ("dev", "sbom", *VARIANTS))],
+)
 def test_requirements_are_locked(name: str) -> None:
     """Every requirement is one exact version with hashes, and those asked for are among them."""
-    text = (ROOT / f"{name}.txt").read_text().replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    lines = locked(name)
     loose = [
         line
         for line in lines
-        if not re.match(r"[\w.-]+(\[[\w,]+\])?==[\w.!+]+ .*--hash=sha256:[0-9a-f]{64}", line)
+        if not re.match(r"[\w.-]+(\[[\w,-]+\])?==[\w.!+]+ .*--hash=sha256:[0-9a-f]{64}", line)
     ]
     assert lines
     assert loose == []
-    locked = {line.split("==")[0].split("[")[0].lower() for line in lines}
+    pinned = {line.split("==")[0].split("[")[0].lower() for line in lines}
     asked = re.findall(r"^[A-Za-z][\w.-]*", (ROOT / f"{name}.in").read_text(), re.MULTILINE)
     assert asked
-    assert {package.lower() for package in asked} <= locked
+    assert {package.lower() for package in asked} <= pinned
+
+
+def test_the_image_runs_what_the_tests_ran() -> None:
+    """Both variants have the versions of requirements.txt; the GPU's adds NVIDIA's libraries."""
+    plain, gpu, cpu = (versions(f"requirements{kind}") for kind in ("", "-gpu", "-cpu"))
+    added = gpu.keys() - plain.keys()
+    assert added
+    assert all(package.startswith("nvidia-") for package in added)
+    assert {package: gpu[package] for package in plain} == plain
+    (release,) = plain.pop("tensorflow")
+    assert cpu.pop("tensorflow") == [f"{release} ; platform_machine != 'x86_64'"]
+    assert cpu.pop("tensorflow-cpu") == [f"{release} ; platform_machine == 'x86_64'"]
+    assert cpu == plain
 
 
 # --- Makefile and .ci/run ----------------------------------------------------------------------
@@ -267,3 +309,18 @@ def test_ci_runs_each_step_and_stops_at_a_failure(
     assert (done.returncode == 0) == (failing == "none")
     assert (tmp_path / "asked").read_text().split() == expected
     assert f"make {expected[-1]} =====" in done.stdout
+
+
+# --- image-test ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", ["exit 100", "exit 0"])
+def test_where_the_image_cannot_be_built_that_is_said(update: str, tmp_path: Path) -> None:
+    """Without buildah or a way to get it, one line says what was not run, and the exit is 0."""
+    for tool in ("bash", "dirname"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    program(tmp_path / "apt-get", f"case $1 in update) {update};; esac; exit 100")
+    done = run(ROOT / "tests/image_test.sh", env={"PATH": str(tmp_path)}, cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("NOT RUN: ")
+    assert "buildah" in done.stdout

@@ -92,7 +92,9 @@ class RunConfig(FitOptions):
     summary_file: Path | None = option(
         "Where a Markdown summary is appended; $GITHUB_STEP_SUMMARY where that is set."
     )
-    junit_file: Path | None = option("Where the gate's checks go as JUnit XML.")
+    junit_file: Path | None = option(
+        "Where the gate's checks, or what ended the run before them, go as JUnit XML."
+    )
     result_file: Path | None = option(
         "Where the result goes as one JSON object; /dev/termination-log where it is writable."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shutil
 import subprocess
@@ -25,7 +26,8 @@ LONGEST = 63
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
-# How a folder is rendered: the first program that is there does it.
+# How a folder is rendered: the first program that is there does it, and kubectl is among our
+# requirements: beside the Python that runs this.
 RENDERERS = (("kubectl", "kustomize"), ("kustomize", "build"))
 RENDER_TIMEOUT = 120
 
@@ -142,8 +144,9 @@ def _text(overlay: str) -> str:
 
 
 def _built(folder: Path) -> str:
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
     for program, command in RENDERERS:
-        if found := shutil.which(program):
+        if found := shutil.which(program, path=places):
             line = [found, command, str(folder)]
             done = subprocess.run(line, capture_output=True, text=True, timeout=RENDER_TIMEOUT)  # noqa: S603
             if done.returncode:
