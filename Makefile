@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench scale chaos image-test lock clean
+.PHONY: help demo test lint bench scale chaos image-test cluster-test lock clean
 
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -36,8 +36,8 @@ lint: $(DEV_READY) ## Run every linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck entrypoint.sh .ci/run tests/image_test.sh
-	$(BIN)/yamllint --strict .yamllint k8s
+	$(BIN)/shellcheck entrypoint.sh .ci/run tests/image_test.sh tests/cluster/*.sh
+	$(BIN)/yamllint --strict .yamllint k8s ci tests/cluster
 	$(BIN)/hadolint Dockerfile
 
 chaos: $(DEV_READY) ## Kill, stop, starve and lie to the job into docs/chaos.md (two hours; CHAOS_FLAGS=--short: minutes)
@@ -45,6 +45,9 @@ chaos: $(DEV_READY) ## Kill, stop, starve and lie to the job into docs/chaos.md 
 
 image-test: $(DEV_READY) ## Build the image with Debian's own tools and run its job in it (root, 8 GB, minutes; IMAGE_FLAGS=--write: docs/image.md)
 	tests/image_test.sh $(IMAGE_FLAGS)
+
+cluster-test: $(DEV_READY) ## Send Jobs to a real Kubernetes, built from Debian's source, into docs/cluster.md (root, Debian 12, 15 GB; 5 minutes, the first time 20)
+	tests/cluster/run.sh $(SCENARIOS)
 
 BENCH_TOOLS := make_image_classifier openvino obstore
 

@@ -299,7 +299,13 @@ class Handler(BaseHTTPRequestHandler):
             self.watch(plural, place, query)
         elif self.command == "GET":
             with api.changed:
-                items = [o for o in api.list(plural, place) if selected(query)(o)]
+                # As Kubernetes does it: the list says what its items are, they do not.
+                common = {"apiVersion", "kind"}
+                items = [
+                    {key: value for key, value in found.items() if key not in common}
+                    for found in api.list(plural, place)
+                    if selected(query)(found)
+                ]
                 listed = {"resourceVersion": str(api.version)}
                 self.send(
                     200,

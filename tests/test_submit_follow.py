@@ -18,6 +18,8 @@ from kube_api import KubeApi, Object
 from kube_jobs import evict
 from submitting import Captured, config_map, leave, overlay, submit
 
+from job.submit.watching import Place
+
 # Enough for what happens at once to have happened.
 SOON = ("--start-timeout", "1")
 
@@ -364,6 +366,28 @@ def test_logs_that_end_early_are_read_on(capsys: Captured, tmp_path: Path, kube:
     done = submit(capsys, overlay(tmp_path, script))
     assert done.code == 0
     assert numbers(done.lines) == [f"line-{number}" for number in range(100, 140)]
+
+
+def test_words_of_the_kubelet_are_no_log() -> None:
+    """Asked for the log of a container that is gone, a kubelet says so where the log should be."""
+    place = Place()
+    lines = [
+        b"2026-01-01T00:00:00.5Z one",
+        b"rpc error: code = NotFound",
+        b"2026-01-01T00:00:01Z two",
+    ]
+    assert list(place.new(iter(lines))) == ["one", "two"]
+    assert place.stamp == "2026-01-01T00:00:01Z"
+
+
+def test_the_last_line_of_a_killed_pods_log_is_told_and_is_no_result(
+    capsys: Captured, tmp_path: Path, kube: KubeApi
+) -> None:
+    """SIGKILL leaves no result: Kubernetes then hands over the end of the log, lines of JSON."""
+    line = '{"severity": "INFO", "message": "embed: started"}'
+    done = submit(capsys, overlay(tmp_path, f"echo '{line}'; kill -KILL $$", backoffLimit=0))
+    assert (done.code, done.result["status"]) == (137, "failed"), done.err
+    assert done.result["error"]["message"].endswith("exit code 137 (killed): embed: started")
 
 
 def test_an_api_that_stays_away_is_138_and_the_job_goes_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -126,11 +127,20 @@ def result_of(ended: Object) -> dict[str, Any]:
     """Give the result that a container left as its termination message, empty if it left none."""
     message = str(ended.get("message") or "").strip()
     for text in (message, message.rpartition("\n")[2]):
-        try:
-            return parse_object(text)
-        except ValueError:
-            continue
+        with contextlib.suppress(ValueError):
+            found = parse_object(text)
+            if "status" in found:  # or it is a line of the log
+                return found
     return {}
+
+
+def last_words(ended: Object) -> dict[str, Any]:
+    """Give the last line that a container left, as a line of the job's log: `message`, `hint`."""
+    text = str(ended.get("message") or "").strip().rpartition("\n")[2]
+    try:
+        return parse_object(text)
+    except ValueError:
+        return {"message": text}
 
 
 def failure_of(pod: Object, *, late: bool = False) -> RegraftError:
@@ -140,8 +150,8 @@ def failure_of(pod: Object, *, late: bool = False) -> RegraftError:
     """
     ended = ending(pod) or {}
     code = int(ended.get("exitCode", 1))
-    told = result_of(ended).get("error") or {}
-    said = str(told.get("message") or str(ended.get("message") or "").strip().rpartition("\n")[2])
+    told = result_of(ended).get("error") or last_words(ended)
+    said = str(told.get("message", ""))
     hint = str(told.get("hint", ""))
     if ended.get("reason") == "OOMKilled":
         said = "its memory limit was reached (OOMKilled)"

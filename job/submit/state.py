@@ -42,7 +42,9 @@ class State:
         elif kind == "events":
             self.events[uid] = item
         elif uid == self.job["metadata"]["uid"]:
-            self.job, self.deleted = item, gone
+            # In a list the items come without these two.
+            common: Object = {key: self.job[key] for key in ("apiVersion", "kind")}
+            self.job, self.deleted = {**common, **item}, gone
 
     @property
     def name(self) -> str:

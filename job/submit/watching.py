@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from job.submit.cluster import (
 from job.submit.render import CONTAINER, Object
 
 GONE = 410
+STAMP = re.compile(r"\d{4}-\d\d-\d\dT")
 # Seconds that a stream may be silent after it should have ended by itself.
 GRACE = 10
 
@@ -197,7 +199,8 @@ class Place:
         before, again = self.stamp, self._same
         for line in lines:
             stamp, _, text = line.decode(errors="replace").partition(" ")
-            if stamp < before:
+            # What the kubelet itself says, as of a container that is gone, has no time.
+            if stamp < before or not STAMP.match(stamp):
                 continue
             if stamp == before and again:
                 again -= 1
