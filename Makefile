@@ -30,7 +30,7 @@ test: $(DEV_READY) ## Run the tests
 	    exit 1; \
 	  fi; \
 	  apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations 10
 
 lint: $(DEV_READY) ## Run every linter
 	$(BIN)/ruff check .

@@ -14,6 +14,8 @@ from gcs_server import fake_gcs_server, new_bucket
 from kube_api import KubeApi, kube_api
 from PIL import Image
 
+# Children inherit this, and this process does as the job: the other Keras takes seconds to import.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 # Where a shell has put the tests into the background, the jobs that they start would be deaf to it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -38,6 +40,14 @@ def write_colours(folder: Path, count: int = 40) -> Path:
             path = folder / label / f"{item:03}.jpg"
             path.write_bytes(jpeg(colour, seed=1000 * number + item))
     return folder
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Give the processes of `-n auto`: two at least, as tests wait for others half of their time.
+
+    Each takes a gigabyte, and so do the jobs that it starts.
+    """
+    return min(max(2, len(os.sched_getaffinity(0))), 8)
 
 
 @pytest.fixture(scope="session")

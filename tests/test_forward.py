@@ -51,7 +51,7 @@ def test_out_of_memory_halves_the_batch(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_one_image_that_does_not_fit_ends_the_job(tmp_path: Path) -> None:
     """Where not even one image fits, the job ends instead of trying for ever."""
-    forward = Forward(hungry(tmp_path, most=8), 8)
+    forward = Forward(hungry(tmp_path, most=8), 2)  # each try waits 10 s for memory
     white = np.ones((POOLING_SIZE, POOLING_SIZE, 3), np.float32)
     with pytest.raises(ConfigError, match="does not fit"):
         forward([white] * 5)

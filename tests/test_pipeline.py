@@ -21,6 +21,7 @@ from job.cli import main
 from job.storage import open_store
 
 Captured = pytest.CaptureFixture[str]
+Published = tuple[Path, dict[str, Any]]
 BUNDLE = {
     "saved_model.pb", "fingerprint.pb", "variables/variables.index",
     "variables/variables.data-00000-of-00001", "frozen_graph.pb", "labels.txt", "manifest.json",
@@ -43,6 +44,16 @@ def run(capsys: Captured, *flags: object) -> tuple[int, dict[str, Any]]:
     return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.fixture(scope="session")
+def published(colours: Path, module: str, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """A models folder with one version of the colours, and the result of its run; read only."""
+    folder = tmp_path_factory.mktemp("published")
+    flags = ["--data", str(colours), "--models", str(folder / "m"), "--backbone", module]
+    flags += ["--result-file", str(folder / "result.json")]
+    assert main(["run", "--name", "squares", *flags]) == 0
+    return folder / "m", json.loads((folder / "result.json").read_text())
+
+
 def names_its_colours(version: Path) -> None:
     """Ask both kinds of client about fresh squares; each must name the right label."""
     labels = (version / "labels.txt").read_text().splitlines()
@@ -62,12 +73,9 @@ def names_its_colours(version: Path) -> None:
         assert labels[old.argmax()] == label
 
 
-def test_squares_are_learned_and_published_whole(
-    colours: Path, module: str, tmp_path: Path, capsys: Captured
-) -> None:
+def test_squares_are_learned_and_published_whole(published: Published) -> None:
     """Folder to folder: accuracy 1.0, the tree of the contract, and clients that read it."""
-    code, result = run(capsys, "--data", colours, "--models", tmp_path / "m", "--backbone", module)
-    assert code == 0
+    models, result = published
     assert result["status"] == "published"
     assert result["metrics"]["test_accuracy"] == 1.0
     assert result["labels"] == ["cyan", "magenta", "yellow"]
@@ -75,7 +83,7 @@ def test_squares_are_learned_and_published_whole(
         "index", "backbone", "embed", "split", "examine", "fit", "evaluate", "gate", "export",
         "verify", "publish",
     }  # fmt: skip
-    version = tmp_path / "m" / "squares" / str(result["version"])
+    version = models / "squares" / str(result["version"])
     assert result["uri"] == str(version)
     assert {p.relative_to(version).as_posix() for p in version.rglob("*") if p.is_file()} == BUNDLE
     assert {path.name for path in version.parent.iterdir()} == {
@@ -84,11 +92,9 @@ def test_squares_are_learned_and_published_whole(
     names_its_colours(version)
 
 
-def test_the_manifest_pins_every_input_and_output(
-    colours: Path, module: str, tmp_path: Path, capsys: Captured
-) -> None:
+def test_the_manifest_pins_every_input_and_output(colours: Path, published: Published) -> None:
     """Digests of images, backbone and files are those of the bytes; versions and options too."""
-    _, result = run(capsys, "--data", colours, "--models", tmp_path / "m", "--backbone", module)
+    _, result = published
     version = Path(result["uri"])
     manifest = json.loads((version / "manifest.json").read_text())
     for name, described in manifest["files"].items():
@@ -181,11 +187,17 @@ def test_random_labels_are_not_learned(module: str, tmp_path: Path, capsys: Capt
 
 
 def test_a_second_run_trains_the_same_weights(
-    colours: Path, module: str, tmp_path: Path, capsys: Captured
+    colours: Path,
+    module: str,
+    published: Published,
+    tmp_path: Path,
+    capsys: Captured,
 ) -> None:
     """Two runs over one input publish two versions with the same bytes of weights."""
+    models, first = published
+    shutil.copytree(models, tmp_path / "m")
     flags = ["--data", colours, "--models", tmp_path / "m", "--backbone", module, "--force"]
-    first, second = (run(capsys, *flags)[1] for _ in range(2))
+    _, second = run(capsys, *flags)
     assert second["version"] > first["version"]
     name = "variables/variables.data-00000-of-00001"
     weights = [(Path(r["uri"]) / name).read_bytes() for r in (first, second)]
@@ -300,11 +312,12 @@ def test_an_unknown_backbone_is_exit_2_with_its_handle(
 
 
 def test_evaluate_scores_the_side_that_was_not_seen(
-    colours: Path, module: str, tmp_path: Path, capsys: Captured
+    colours: Path, published: Published, tmp_path: Path, capsys: Captured
 ) -> None:
     """`evaluate` finds the test images again by the model's own split; all is all of them."""
-    _, result = run(capsys, "--data", colours, "--models", tmp_path / "m", "--backbone", module)
-    flags = ["--model", str(tmp_path / "m" / "squares"), "--data", str(colours)]
+    models, result = published
+    flags = ["--model", str(models / "squares"), "--data", str(colours)]
+    capsys.readouterr()  # where this test is the first to want it, the run above has printed, too
     assert main(["evaluate", *flags]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["n_test"] == result["images"]["test"]
@@ -319,10 +332,11 @@ def test_evaluate_scores_the_side_that_was_not_seen(
 
 
 def test_predict_says_what_it_cannot_read(
-    colours: Path, module: str, tmp_path: Path, capsys: Captured
+    colours: Path, published: Published, tmp_path: Path, capsys: Captured
 ) -> None:
     """A bad file is exit 3 with its name, the others are answered; no version is exit 2."""
-    _, result = run(capsys, "--data", colours, "--models", tmp_path / "m", "--backbone", module)
+    _, result = published
+    capsys.readouterr()
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     images = [str(colours / "yellow" / "001.jpg"), str(tmp_path / "bad.jpg")]
     assert main(["predict", "--model", result["uri"], *images]) == 3

@@ -23,6 +23,7 @@ from job.cli import main
 from job.fit import Fit
 from job.head import Head
 from job.lbfgs import fit
+from job.serving import wait_available
 
 Captured = pytest.CaptureFixture[str]
 
@@ -220,7 +221,8 @@ def test_a_run_waits_for_the_server_and_takes_back_what_does_not_come_up(
     assert "serving" in first["seconds"]
     shutil.copytree(first["uri"], tmp_path / "elsewhere" / str(first["version"]))
     with serving(tmp_path / "elsewhere", tmp_path / "log2") as url:
-        code, second = job.run("--force", "--serving-url", url, "--serving-timeout", 20)
+        wait_available(url, "squares", first["version"], timeout=120)
+        code, second = job.run("--force", "--serving-url", url, "--serving-timeout", 3)
     assert code == 5
     assert second["status"] == "failed"
     assert job.versions() == [first["version"]]

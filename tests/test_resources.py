@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import pytest
 from conftest import ROOT
 from modules import pack, write_pooling
 
-AT_ONCE = 3
 HANG = 150.0  # seconds; alone, none of these jobs takes 15
 
 SETTING_UP = "mount -t tmpfs none /mnt"
@@ -118,22 +116,20 @@ def run(shortage: Shortage, folder: Path, colours: Path, module: Path) -> Ended:
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Mapping[str, Future[Ended]]:
-    """All the jobs, a few at a time, as most of each is waiting for imports."""
-    folder = tmp_path_factory.mktemp("resources")
-    module = write_pooling(folder / "module")
-    pack(module, folder / "module.tar.gz")
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {
-            name: pool.submit(run, shortage, folder / name, colours, module)
-            for name, shortage in SHORTAGES.items()
-        }
+def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pooling module, with the same as an archive beside it."""
+    folder = tmp_path_factory.mktemp("module")
+    pack(write_pooling(folder / "module"), folder / "module.tar.gz")
+    return folder / "module"
 
 
 @pytest.mark.parametrize("name", SHORTAGES)
-def test_a_shortage_is_named_and_no_bug(name: str, ended: Mapping[str, Future[Ended]]) -> None:
+def test_a_shortage_is_named_and_no_bug(
+    name: str, colours: Path, module: Path, tmp_path: Path
+) -> None:
     """Each job ends with the code of its shortage, an error that names it, and no traceback."""
-    shortage, job = SHORTAGES[name], ended[name].result()
+    shortage = SHORTAGES[name]
+    job = run(shortage, tmp_path / name, colours, module)
     assert job.code == shortage.code, job.log[-3000:]
     assert "Traceback" not in job.log
     assert "stack_trace" not in job.log

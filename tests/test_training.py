@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,10 @@ class Job:
         code = main(["run", "--name", "squares", *options])
         return code, json.loads(self._capsys.readouterr().out.splitlines()[-1])
 
+    def begin(self, models: Path) -> None:
+        """Go on from a copy of another models folder."""
+        shutil.copytree(models, self.models.parent)
+
     def weights(self, result: dict[str, Any]) -> str:
         """Give the SHA-256 of a version's weights and labels."""
         folder = self.models / str(result["version"])
@@ -68,11 +75,33 @@ SOLVERS: dict[str, tuple[object, ...]] = {
 }
 
 
+Trained = tuple[Path, dict[str, Any]]
+Train = Callable[[str], Trained]
+
+
+@pytest.fixture(scope="module")
+def trained(colours: Path, module: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """A function that gives a models folder with a solver's version, read only, and its result."""
+
+    @functools.cache
+    def train(solver: str) -> Trained:
+        folder = tmp_path_factory.mktemp(solver)
+        places = ["--data", colours, "--models", folder / "models", "--backbone", module]
+        flags = [*places, "--result-file", folder / "result.json", *SOLVERS[solver]]
+        assert main(["run", "--name", "squares", *map(str, flags)]) == 0
+        return folder / "models", json.loads((folder / "result.json").read_text())
+
+    return train
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_each_solver_publishes_what_names_the_colours(solver: str, job: Job) -> None:
+def test_each_solver_publishes_what_names_the_colours(
+    solver: str, job: Job, trained: Train
+) -> None:
     """The same inputs are then `unchanged`, another option of the solver is not."""
-    code, result = job.run(*SOLVERS[solver])
-    assert (code, result["status"]) == (0, "published")
+    models, result = trained(solver)
+    job.begin(models)
+    assert result["status"] == "published"
     assert result["metrics"]["test_accuracy"] == 1.0
     version = job.models / str(result["version"])
     names_its_colours(version)
@@ -87,11 +116,14 @@ def test_each_solver_publishes_what_names_the_colours(solver: str, job: Job) -> 
 
 @pytest.mark.parametrize("solver", ["lbfgs", "sgd"])
 def test_a_run_that_is_stopped_in_fit_goes_on_to_the_same_bytes(
-    solver: str, job: Job, monkeypatch: pytest.MonkeyPatch
+    solver: str,
+    job: Job,
+    trained: Train,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SIGTERM saves what was reached; the next run begins there and leaves nothing behind."""
-    code, whole = job.run(*SOLVERS[solver])
-    assert code == 0
+    models, whole = trained(solver)
+    job.begin(models)
     reached, loaded = Checkpoints.reached, Checkpoints.load
     calls: list[str] = []
 
@@ -120,12 +152,12 @@ def test_a_run_that_is_stopped_in_fit_goes_on_to_the_same_bytes(
 
 
 def test_fine_tuning_goes_on_where_it_was_stopped(
-    job: Job, monkeypatch: pytest.MonkeyPatch
+    job: Job, trained: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the third of its steps, to the same bytes of the head and of the backbone."""
+    models, whole = trained("finetune")
+    job.begin(models)
     flags = (*SOLVERS["finetune"], "--checkpoint-interval", 0)
-    code, whole = job.run(*flags)
-    assert code == 0
     saved, steps = Checkpoints.save, []
 
     def stop(self: Checkpoints, stage: str, state: Any) -> None:
@@ -149,9 +181,9 @@ def test_fine_tuning_goes_on_where_it_was_stopped(
     assert graphs[0].read_bytes() == graphs[1].read_bytes()
 
 
-def test_a_tuned_version_is_compared_by_its_own_backbone(job: Job) -> None:
+def test_a_tuned_version_is_compared_by_its_own_backbone(job: Job, trained: Train) -> None:
     """A later head on the untuned backbone is held against what the version really answers."""
-    assert job.run(*SOLVERS["finetune"])[0] == 0
+    job.begin(trained("finetune")[0])
     code, result = job.run("--force")
     assert (code, result["status"]) == (0, "published")
     report = job.models / str(result["version"]) / "report/metrics.json"

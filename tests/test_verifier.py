@@ -164,7 +164,7 @@ def test_the_process_has_its_time(tmp_path: Path) -> None:
             verifier.check(tmp_path, timeout=0.5)
         started = time.monotonic()
     assert process_of(verifier).returncode == -signal.SIGKILL
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # it would sleep twice as long
 
 
 def test_a_run_that_fails_takes_the_process_with_it() -> None:
