@@ -297,12 +297,16 @@ def test_help_lists_every_target(checkout: Checkout) -> None:
 
 @pytest.mark.parametrize(
     ("failing", "expected"),
-    [("none", ["test", "lint", "demo"]), ("test", ["test"]), ("lint", ["test", "lint"])],
+    [
+        ("none", ["test", "lint", "demo", "image-test"]),
+        ("test", ["test"]),
+        ("lint", ["test", "lint"]),
+    ],
 )
 def test_ci_runs_each_step_and_stops_at_a_failure(
     failing: str, expected: list[str], tmp_path: Path
 ) -> None:
-    """`.ci/run` runs tests, linters and demo in this order and fails with the first that fails."""
+    """`.ci/run` runs tests, linters, demo and image in this order; the first that fails ends it."""
     assert (ROOT / ".ci/run").stat().st_mode & stat.S_IXUSR
     program(tmp_path / "make", f'echo "$1" >> "{tmp_path}/asked"; [ "$1" != {failing} ]')
     done = run(ROOT / ".ci/run", env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, cwd=tmp_path)
