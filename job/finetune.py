@@ -104,6 +104,7 @@ class _Loop:
         self._trainable, self._data, self._options = trainable, data, options
         self._batches, self._feed, self._distort, self._observe = batches, feed, distort, observe
         self._replicas, self._mixes = replicas, options.augment != "none"
+        self._piece = batches.size
         self._classes = head.bias.size
         self._per_epoch = options.steps_per_epoch(len(data.train.rows))
         self._last = options.steps(len(data.train.rows))
@@ -225,7 +226,10 @@ class _Loop:
 
         Augmentations mix the images of a step, so that all of them are needed.
         """
-        return places if self._mixes else self._replicas.share(places)
+        return places if self._mixes else places[self._cut(len(places))]
+
+    def _cut(self, count: int) -> slice:
+        return self._replicas.cut(count, self._piece)
 
     def _train(self, images: np.ndarray, places: np.ndarray) -> None:
         options, step = self._options, self.standing.step
@@ -239,7 +243,7 @@ class _Loop:
         targets = self._one_hot(classes) * (1 - smoothing) + smoothing / self._classes
         pixels, targets = augment(options.augment, pixels, targets, options.seed, step)
         if self._mixes:
-            mine = self._replicas.cut(len(places))
+            mine = self._cut(len(places))
             pixels, targets = pixels[mine], targets[mine]
         values = self._descent.step(pixels, targets, self._batches, len(places))
         beat()
@@ -263,7 +267,7 @@ class _Loop:
         """Give the mean log loss in nats and the accuracy on the validation images."""
         side = self._data.validation
         whole = split_evenly(np.arange(len(side.rows)), SCORED)
-        parts = [self._replicas.share(part) for part in whole]
+        parts = [part[self._cut(len(part))] for part in whole]
         sums = np.zeros(2)
         rows = (side.rows[part] for part in parts)
         with contextlib.closing(self._feed.batches(side, rows)) as pictures:

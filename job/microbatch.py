@@ -24,7 +24,8 @@ class MicroBatches:
     """Adds up over a batch, `size` examples at once; halved for good when memory runs out.
 
     On a CPU several pieces go on at once, one a core, since `progress.import_tensorflow` gives an
-    operation one thread. They are added in their order, whichever is done first.
+    operation one thread. They are added in pairs, and the pairs in pairs, whichever is done first:
+    so the halves of a batch, each added up by itself, have the batch's own sum.
     """
 
     def __init__(self, batch_size: int, accumulate: int | None) -> None:
@@ -52,7 +53,7 @@ class MicroBatches:
 
     def _total(self, function: Sums, batch: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         starts = range(0, len(batch[0]), self.size)
-        sums: list[tf.Tensor] = []
+        sums: list[tuple[int, Sequence[tf.Tensor]]] = []  # with how many pieces are in each
         for first in range(0, len(starts), self._workers):
             pieces = [
                 [part[start : start + self.size] for part in batch]
@@ -61,8 +62,12 @@ class MicroBatches:
             many: Any = self._pool.map if len(pieces) > 1 else map
             for found in many(lambda piece: function(*piece), pieces):
                 beat()
-                sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else list(found)
-        return sums
+                sums.append((1, found))
+                while len(sums) > 1 and sums[-1][0] == sums[-2][0]:
+                    sums.append(_added(sums.pop(), sums.pop()))
+        while len(sums) > 1:
+            sums.append(_added(sums.pop(), sums.pop()))
+        return list(sums[0][1])
 
     def _shrink(self, error: tf.errors.ResourceExhaustedError) -> None:
         if self.size == 1:
@@ -75,3 +80,9 @@ class MicroBatches:
         message = f"out of memory with {self.size} images at once: going on with {half}"
         log(message, level=logging.WARNING, micro_batch=half)
         self.size = half
+
+
+def _added(
+    last: tuple[int, Sequence[tf.Tensor]], before: tuple[int, Sequence[tf.Tensor]]
+) -> tuple[int, Sequence[tf.Tensor]]:
+    return before[0] + last[0], [a + b for a, b in zip(before[1], last[1], strict=True)]

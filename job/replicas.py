@@ -61,17 +61,19 @@ class Replicas:
         """Tell whether this one keeps the state and publishes; the others only help it to train."""
         return self.index == 0
 
-    def cut(self, count: int) -> slice:
+    def cut(self, count: int, piece: int) -> slice:
         """Give where this worker's share of so many images of a step is, as even as can be.
 
-        It is never empty, which not every operation can take; `total` leaves out what is too much.
+        Where the pieces of so many images, in which one worker alone would add up, can be dealt
+        out evenly, they are: then the sums round alike. A share is never empty, which not every
+        operation can take; `total` leaves out what is too much.
         """
+        pieces = -(-count // piece)
+        if pieces % self.count == 0:
+            size = pieces // self.count * piece
+            return slice(self.index * size, (self.index + 1) * size)
         start, stop, _ = _bounds(count, self.index, self.count)
         return slice(start, stop)
-
-    def share(self, rows: np.ndarray) -> np.ndarray:
-        """Give this worker's share of the rows `[n,...]` of a step's images."""
-        return rows[self.cut(len(rows))]
 
     def spread(self, function: Sums) -> Sums:
         """Have a function do a part of its images on each device of this process.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from attempts import Attempt, Inputs
 from conftest import ROOT, write_colours
+from gcs_server import free_port
 
 OPTIONS = (
     "--solver", "finetune", "--train-batch-size", "16", "--learning-rate", "0.01", "--l2", "0.01",
@@ -22,11 +22,7 @@ OPTIONS = (
 
 def tf_configs(count: int) -> list[str]:
     """Give what each of so many workers on this machine is told, with ports that are free now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(count)]
     return [
         json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
         for index in range(count)
