@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gcs_server import fake_gcs_server, new_bucket
-from kube_api import KubeApi, kube_api
+from kube_api import kube_api
+from kube_objects import KubeApi
 from PIL import Image
 
 # Where a shell has put the tests into the background, the jobs that they start would be deaf to it.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, write_colours
-from kube_api import KubeApi, Object
+from kube_objects import KubeApi, Object
 from modules import write_pooling
 from submitting import Captured, config_map, overlay, submit
 from test_submit_follow import meanwhile, running
