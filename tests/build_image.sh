@@ -22,7 +22,7 @@ as_image() {
     container=$(buildah "${storage[@]}" from scratch)
     buildah "${storage[@]}" add --quiet "$container" "$2" "${3:-/}" >/dev/null
     [ $# -le 3 ] || buildah "${storage[@]}" config "${@:4}" "$container"
-    buildah "${storage[@]}" commit --quiet --rm "$container" "$1"
+    buildah "${storage[@]}" commit --quiet --rm "$container" "$1" >/dev/null
 }
 
 # make_base: localhost/base from Debian's packages, in the place of the official image of Python.

@@ -1,4 +1,4 @@
-"""The stand-in's HTTP: discovery, objects, watches and logs, as clients of Kubernetes ask for them."""
+"""The stand-in's HTTP: discovery, objects, watches and logs, as Kubernetes has them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kube_objects import (
 )
 
 PATH = re.compile(
-    r"/(?:api|apis)/(?P<version>v1|[a-z.]+/v1)(?:/namespaces/(?P<namespace>[^/]+))?"
+    r"/(?:api|apis)/(?P<version>v1|[a-z0-9.]+/v1)(?:/namespaces/(?P<namespace>[^/]+))?"
     r"/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?(?P<log>/log)?"
 )
 
@@ -233,9 +233,11 @@ def discovery(path: str) -> Object | None:
     if path == "/api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
-        version = {"groupVersion": "batch/v1", "version": "v1"}
-        group = {"name": "batch", "versions": [version], "preferredVersion": version}
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]}
+        groups = []
+        for name in dict.fromkeys(k[0].removesuffix("/v1") for k in KINDS if "/" in k[0]):
+            version = {"groupVersion": f"{name}/v1", "version": "v1"}
+            groups.append({"name": name, "versions": [version], "preferredVersion": version})
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
     if path == "/version":
         return {"major": "1", "minor": "37", "gitVersion": "v1.37.0"}
     version = path.removeprefix("/apis/").removeprefix("/api/")

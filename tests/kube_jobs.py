@@ -5,31 +5,26 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections import Counter
 from datetime import UTC, datetime
 
 from kube_objects import TICK, KubeApi, Object, now
 from kube_pods import Kubelet
+from kube_policy import failure_action, success_rule, write_indexes
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 # The real controller waits 10 s after a failure, then twice as long each time.
 BACKOFF = 0.05
 
 
-def matches(rule: Object, pod: Object) -> bool:
-    """Tell whether a rule of the podFailurePolicy is one for a failed pod."""
-    for wanted in rule.get("onPodConditions") or []:
-        for found in pod["status"].get("conditions", []):
-            if (found["type"], found["status"]) == (wanted["type"], wanted.get("status", "True")):
-                return True
-    wanted = rule.get("onExitCodes")
-    if not wanted:
-        return False
-    for status in pod["status"].get("containerStatuses", []):
-        code = status["state"].get("terminated", {}).get("exitCode", 0)
-        named = wanted.get("containerName") in (None, status["name"])
-        if named and code and (code in wanted["values"]) == (wanted["operator"] == "In"):
-            return True
-    return False
+def policy_message(pod: Object, number: int) -> str:
+    """Give the words of Kubernetes for a pod that a FailJob rule is for."""
+    name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+    code = pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"]
+    return (
+        f"Container regraft for pod {name} failed with exit code {code} matching FailJob rule "
+        f"at index {number}"
+    )
 
 
 class Controller:
@@ -76,17 +71,18 @@ class Controller:
 
 
 class Count:
-    """What is known of a Job besides its object."""
+    """What is known of a Job besides its object; None is an index that has no tries of its own."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.ended = 0.0
-        self.failed = 0
+        self.failures: Counter[int | None] = Counter()
         self.succeeded: set[int] = set()
+        self.failed: set[int] = set()
         self.seen: set[str] = set()
-        self.next_try = 0.0
+        self.next_try: dict[int | None, float] = {}
         self.told = False
-        self.failure: tuple[str, str] | None = None
+        self.verdict: Object | None = None
 
 
 class Sync:
@@ -95,6 +91,9 @@ class Sync:
     def __init__(self, controller: Controller, job: Object, count: Count) -> None:
         self.controller, self.api, self.job, self.count = controller, controller.api, job, count
         self.spec = job["spec"]
+        self.wanted = int(self.spec.get("completions") or 1)
+        self.indexed = self.spec.get("completionMode") == "Indexed"
+        self.tries_of_each: int | None = self.spec.get("backoffLimitPerIndex")
         uid = job["metadata"]["uid"]
         self.pods = [
             pod
@@ -105,9 +104,7 @@ class Sync:
 
     def step(self) -> None:
         """Count what has ended, and do what that asks for."""
-        if any(
-            c["type"] in ("Complete", "Failed") for c in self.job["status"].get("conditions", [])
-        ):
+        if self.count.ended:
             ttl = self.spec.get("ttlSecondsAfterFinished")
             if ttl is not None and time.monotonic() >= self.count.ended + ttl:
                 self.api.put("jobs", self.job, "DELETED")
@@ -116,28 +113,16 @@ class Sync:
             self.count.began = time.monotonic()
             return
         for pod in self.pods:
-            if (
-                pod["status"]["phase"] in ("Succeeded", "Failed")
-                and pod["metadata"]["uid"] not in self.count.seen
-            ):
+            over = pod["status"]["phase"] in ("Succeeded", "Failed")
+            if over and pod["metadata"]["uid"] not in self.count.seen:
                 self.count.seen.add(pod["metadata"]["uid"])
                 self.take(pod)
-        deadline = self.spec.get("activeDeadlineSeconds")
-        if deadline is not None and time.monotonic() - self.count.began >= deadline:
-            message = "Job was active longer than specified deadline"
-            self.count.failure = self.count.failure or ("DeadlineExceeded", message)
-        if self.count.failure is None and self.count.failed > self.spec["backoffLimit"]:
-            self.count.failure = (
-                "BackoffLimitExceeded",
-                "Job has reached the specified backoff limit",
-            )
-        wanted = int(self.spec.get("completions") or 1)
-        if self.count.failure:
-            self.fail(*self.count.failure)
-        elif len(self.count.succeeded) >= wanted:
-            self.end({"type": "Complete", "status": "True"})
-        elif time.monotonic() >= self.count.next_try:
-            self.start(wanted)
+        if self.count.verdict is None:
+            self.judge()
+        if self.count.verdict is not None:
+            self.finish(self.count.verdict)
+        else:
+            self.start()
 
     def take(self, pod: Object) -> None:
         """Count a pod that has ended, as the podFailurePolicy says."""
@@ -145,53 +130,84 @@ class Sync:
         if pod["status"]["phase"] == "Succeeded":
             self.count.succeeded.add(index)
             return
-        rules = (self.spec.get("podFailurePolicy") or {}).get("rules", [])
-        for number, rule in enumerate(rules):
-            if matches(rule, pod):
-                if rule["action"] == "FailJob":
-                    self.count.failure = ("PodFailurePolicy", self.policy_message(pod, number))
-                if rule["action"] == "Ignore":
-                    return
-                break
-        self.count.failed += 1
-        self.count.next_try = time.monotonic() + BACKOFF
+        action, rule = failure_action(self.spec, pod)
+        if action == "Ignore" or self.count.verdict is not None:
+            return
+        if action == "FailJob":
+            self.conclude("FailureTarget", "PodFailurePolicy", policy_message(pod, rule))
+        key = None if self.tries_of_each is None else index
+        self.count.failures[key] += 1
+        self.count.next_try[key] = time.monotonic() + BACKOFF
+        if self.tries_of_each is not None and (
+            action == "FailIndex" or self.count.failures[key] > self.tries_of_each
+        ):
+            self.count.failed.add(index)
 
-    def policy_message(self, pod: Object, number: int) -> str:
-        """Give the words of Kubernetes."""
-        name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
-        code = pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"]
-        return (
-            f"Container regraft for pod {name} failed with exit code {code} matching FailJob rule "
-            f"at index {number}"
-        )
+    def judge(self) -> None:
+        """Conclude how the Job ends, if it does, in the order of the real controller."""
+        failed, succeeded = self.count.failed, self.count.succeeded
+        deadline = self.spec.get("activeDeadlineSeconds", float("inf"))
+        rule = success_rule(self.spec, succeeded)
+        if self.count.failures.total() > self.spec["backoffLimit"]:
+            message = "Job has reached the specified backoff limit"
+            self.conclude("FailureTarget", "BackoffLimitExceeded", message)
+        elif time.monotonic() - self.count.began >= deadline:
+            message = "Job was active longer than specified deadline"
+            self.conclude("FailureTarget", "DeadlineExceeded", message)
+        elif len(failed) > self.spec.get("maxFailedIndexes", float("inf")):
+            message = "Job has exceeded the specified maximal number of failed indexes"
+            self.conclude("FailureTarget", "MaxFailedIndexesExceeded", message)
+        elif failed and len(failed) + len(succeeded) >= self.wanted:
+            self.conclude("FailureTarget", "FailedIndexes", "Job has failed indexes")
+        elif rule is not None:
+            words = f"Matched rules at index {rule}"
+            self.conclude("SuccessCriteriaMet", "SuccessPolicy", words)
+        elif len(succeeded) >= self.wanted:
+            words = "Reached expected number of succeeded pods"
+            self.conclude("SuccessCriteriaMet", "CompletionsReached", words)
 
-    def fail(self, reason: str, message: str) -> None:
-        """End what runs; the Job has failed when all of it has ended."""
+    def conclude(self, kind: str, reason: str, message: str) -> None:
+        """Say how the Job is going to end; it has ended when all of its pods have."""
+        self.count.verdict = {
+            "type": kind, "status": "True", "reason": reason, "message": message,
+        }  # fmt: skip
+        status = self.job["status"]
+        status.setdefault("conditions", []).append(self.count.verdict)
+        if self.indexed:
+            status["completedIndexes"] = write_indexes(self.count.succeeded)
+        if self.tries_of_each is not None:
+            status["failedIndexes"] = write_indexes(self.count.failed)
+        self.api.put("jobs", self.job)
+
+    def finish(self, verdict: Object) -> None:
+        """End what runs; the last condition says what the verdict said."""
         for pod in self.active:
             self.controller.delete(pod)
         if not self.active:
-            self.end({"type": "Failed", "status": "True", "reason": reason, "message": message})
+            self.count.ended = time.monotonic()
+            last = {"FailureTarget": "Failed", "SuccessCriteriaMet": "Complete"}[verdict["type"]]
+            self.job["status"]["conditions"].append({**verdict, "type": last})
+            self.api.put("jobs", self.job)
 
-    def end(self, condition: Object) -> None:
-        """Set the last condition."""
-        self.count.ended = time.monotonic()
-        self.job["status"].setdefault("conditions", []).append(condition)
-        self.api.put("jobs", self.job)
-
-    def start(self, wanted: int) -> None:
+    def start(self) -> None:
         """Make the pods that are missing."""
-        indexed = self.spec.get("completionMode") == "Indexed"
         taken = {int(pod["metadata"]["annotations"].get(INDEX, -1)) for pod in self.active}
-        free = [i for i in range(wanted) if not indexed or i not in self.count.succeeded | taken]
-        left = wanted - len(self.count.succeeded) - len(self.active)
+        over = self.count.succeeded | self.count.failed
+        free = [i for i in range(self.wanted) if not self.indexed or i not in over | taken]
+        left = self.wanted - len(over) - len(self.active)
         room = min(self.spec["parallelism"] - len(self.active), left)
-        for index in free[: max(0, room)]:
+        for index in [i for i in free if self.may_try(i)][: max(0, room)]:
             if self.api.quota:
                 if not self.count.told:
                     self.count.told = True
                     self.tell("FailedCreate", self.api.quota)
                 return
-            self.make(index if indexed else None)
+            self.make(index if self.indexed else None)
+
+    def may_try(self, index: int) -> bool:
+        """Tell whether the pause after the last failure is over."""
+        key = None if self.tries_of_each is None else index
+        return time.monotonic() >= self.count.next_try.get(key, 0)
 
     def tell(self, reason: str, message: str) -> None:
         """Make an event of the Job."""

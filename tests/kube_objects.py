@@ -27,11 +27,13 @@ KINDS = (
     ("v1", "services", "Service", True),
     ("batch/v1", "cronjobs", "CronJob", True),
     ("batch/v1", "jobs", "Job", True),
+    ("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", True),
 )
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 JOB_FIELDS = {
-    "activeDeadlineSeconds", "backoffLimit", "completionMode", "completions", "parallelism",
-    "podFailurePolicy", "suspend", "template", "ttlSecondsAfterFinished",
+    "activeDeadlineSeconds", "backoffLimit", "backoffLimitPerIndex", "completionMode",
+    "completions", "maxFailedIndexes", "parallelism", "podFailurePolicy", "successPolicy",
+    "suspend", "template", "ttlSecondsAfterFinished",
 }  # fmt: skip
 # Seconds between two looks of what waits.
 TICK = 0.02
@@ -195,8 +197,10 @@ def create(api: KubeApi, plural: str, item: Object) -> Object:
         labels = {"batch.kubernetes.io/controller-uid": metadata["uid"]}
         item["spec"]["selector"] = {"matchLabels": dict(labels)}
         template = item["spec"]["template"].setdefault("metadata", {}).setdefault("labels", {})
-        template.update(labels, **{"job-name": metadata["name"]})
-        for name, value in (("backoffLimit", 6), ("parallelism", 1), ("suspend", False)):
+        names = ("job-name", "batch.kubernetes.io/job-name")
+        template.update(labels, **dict.fromkeys(names, metadata["name"]))
+        tries = 2**31 - 1 if "backoffLimitPerIndex" in item["spec"] else 6
+        for name, value in (("backoffLimit", tries), ("parallelism", 1), ("suspend", False)):
             item["spec"].setdefault(name, value)
         item["status"] = {}
     return api.put(plural, item)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from kube_objects import TICK, KubeApi, Object, now
 
 ROOT = Path(__file__).resolve().parent.parent
 MESSAGE = "/dev/termination-log"
+# Another variable in the value of one.
+NAMED = re.compile(r"\$\((\w+)\)")
 
 
 def evict(api: KubeApi, pod: Object, why: str) -> None:
@@ -119,10 +122,17 @@ class Kubelet:
         for source in self.container.get("envFrom") or []:
             found |= self.api.get("configmaps", place, source["configMapRef"]["name"])["data"]
         for entry in self.container.get("env") or []:
-            found[entry["name"]] = str(entry.get("value", ""))
+            path = entry.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
+            value = self.field(path) if path else str(entry.get("value", ""))
+            found[entry["name"]] = NAMED.sub(lambda name: found.get(name[1], name[0]), value)
         if self.index is not None:
             found["JOB_COMPLETION_INDEX"] = str(self.index)
         return found | {"REGRAFT_RESULT_FILE": str(self.message)}
+
+    def field(self, path: str) -> str:
+        """Give a label or annotation of the pod by its path, metadata.labels['NAME']."""
+        kind, name = re.fullmatch(r"metadata\.(labels|annotations)\['(.+)'\]", path).groups()
+        return str(self.pod["metadata"][kind][name])
 
     def begin(self) -> subprocess.Popen[str]:
         """Start the process."""
