@@ -36,7 +36,7 @@ lint: $(DEV_READY) ## Run every linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck entrypoint.sh .ci/run tests/image_test.sh tests/cluster/*.sh
+	$(BIN)/shellcheck entrypoint.sh .ci/run tests/*.sh tests/cluster/*.sh
 	$(BIN)/yamllint --strict .yamllint k8s ci tests/cluster
 	$(BIN)/hadolint Dockerfile
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gcs_server import fake_gcs_server, new_bucket
-from kube_api import KubeApi, kube_api
+from kube_api import kube_api
+from kube_objects import KubeApi
 from PIL import Image
 
 # Children inherit this, and this process does as the job: the other Keras takes seconds to import.

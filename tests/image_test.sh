@@ -17,19 +17,9 @@ if [ "${#missing[@]}" -gt 0 ] && ! install; then
     exit 0
 fi
 
-state=$PWD/build/image
-mkdir -p "$state"
-work=$(mktemp -d "$state/work.XXXX")
+. tests/build_image.sh
+work=$(mktemp -d "$images/work.XXXX")
 rows=$work/rows
-# Without overlay mounts each container is a whole copy of the image: slow, and it works everywhere.
-driver=vfs layers=false
-mkdir -p "$state"/probe/{lower,upper,work,merged}
-if mount -t overlay probe "$state/probe/merged" -o \
-    "lowerdir=$state/probe/lower,upperdir=$state/probe/upper,workdir=$state/probe/work" 2>/dev/null; then
-    umount "$state/probe/merged"
-    driver=overlay layers=true
-fi
-storage=(--root "$state/$driver" --runroot "$state/run" --storage-driver "$driver")
 podman=(podman "${storage[@]}" --runtime runc --cgroup-manager cgroupfs --events-backend none)
 clean_up() {
     # The store goes last: the jobs share its network.
@@ -57,18 +47,8 @@ since() { awk -v from="$1" -v to="$(now)" 'BEGIN { printf "%.1f s", to - from }'
 
 # --- Build -------------------------------------------------------------------------------------
 
-if ! buildah "${storage[@]}" inspect localhost/base >/dev/null 2>&1; then
-    say "A base image from Debian's packages"
-    # shellcheck disable=SC1091
-    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    mmdebstrap --quiet --variant=minbase --dpkgopt=force-unsafe-io \
-        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-        --include=python3-minimal,python3-pip,python3-venv,ca-certificates "$release" "$state/base.tar"
-    container=$(buildah "${storage[@]}" from scratch)
-    buildah "${storage[@]}" add --quiet "$container" "$state/base.tar" / >/dev/null
-    buildah "${storage[@]}" commit --quiet --rm "$container" localhost/base
-    rm "$state/base.tar"
-fi
+say "A base image from Debian's packages"
+make_base
 
 # A TF Hub module behind HTTPS, with an authority of its own. The machine's certificates and that
 # one are lent to the build and do not become part of the image.
@@ -88,16 +68,11 @@ handle=https://127.0.0.1:$port/pooling.tar.gz
     -key "$work/key.pem" -cert "$work/certs/test.pem") >/dev/null 2>&1 &
 web=$!
 
-build() {
-    buildah "${storage[@]}" bud --isolation chroot --layers="$layers" --jobs 2 --quiet \
-        --build-arg BASE_IMAGE=localhost/base --build-arg VARIANT=cpu \
-        --volume "$work/certs:/etc/ssl/certs:ro" "$@" . 2> >(grep -v HEALTHCHECK >&2)
-}
 say 'The image'
 start=$(now)
-build --tag localhost/regraft
+make_image "$work/certs" --tag localhost/regraft
 note 'the cpu variant is built (what is cached counts)' "$(since "$start")"
-build --tag localhost/regraft:prefetched --build-arg "BACKBONES=$handle"
+make_image "$work/certs" --tag localhost/regraft:prefetched --build-arg "BACKBONES=$handle"
 kill "$web"
 inspect() { "${podman[@]}" image inspect --format "$1" localhost/regraft; }
 note 'size, cpu variant on a Debian base' "$(inspect '{{.Size}}' | awk '{ printf "%.2f GB", $1 / 1e9 }')"

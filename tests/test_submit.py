@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
-from kube_api import KubeApi
+from kube_objects import KubeApi
 from submitting import Captured, Object, config_map, leave, overlay, submit
 
 PLACES = {

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from kube_api import KubeApi
+from kube_objects import KubeApi
 from submitting import Captured, config_map, leave, overlay, submit
 
 FLOWERS = config_map(REGRAFT_NAME="flowers")

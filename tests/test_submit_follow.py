@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
-from kube_api import KubeApi, Object
-from kube_jobs import evict
+from kube_objects import KubeApi, Object
+from kube_pods import evict
 from submitting import Captured, config_map, leave, overlay, submit
 
 from job.submit.watching import Place

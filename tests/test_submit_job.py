@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, write_colours
-from kube_api import KubeApi, Object
+from kube_objects import KubeApi, Object
 from modules import write_pooling
 from submitting import Captured, config_map, overlay, submit
 from test_submit_follow import meanwhile, running
@@ -172,6 +172,6 @@ def test_kubectl_agrees_with_the_stand_in(tmp_path: Path, kube: KubeApi, capsys:
         return done.stdout
 
     found = json.loads(kubectl("get", "job", "mine", "-o", "json"))
-    assert found["status"]["conditions"][0]["type"] == "Complete"
+    assert found["status"]["conditions"][-1]["type"] == "Complete"
     (name,) = re.findall(r"pod/(mine-\S+)", kubectl("get", "pods", "-o", "name"))
     assert kubectl("logs", name) == "hello\n"

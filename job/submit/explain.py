@@ -175,19 +175,25 @@ def error_for(code: int, message: str, hint: str) -> RegraftError:
 
 
 def decisive(state: State) -> Object | None:
-    """Give the pod that made a Job fail: the policy's own, the first permanent, or the last."""
+    """Give the pod that made a Job fail: the policy's own, the first permanent, or the last.
+
+    Where an index has used up its tries, it is one of its pods: the others were stopped for it.
+    """
     failed = [pod for pod in state.in_order() if (ending(pod) or {}).get("exitCode")]
-    said = str((state.finished() or {}).get("message", ""))
-    named = {name for _, name in re.findall(r"pod ([^/\s]+)/(\S+)", said)}
+    end = state.finished() or {}
+    named = {name for _, name in re.findall(r"pod ([^/\s]+)/(\S+)", str(end.get("message", "")))}
     for pod in failed:
         if pod["metadata"]["name"] in named:
             return pod
+    if end.get("reason") in ("FailedIndexes", "MaxFailedIndexesExceeded"):
+        used_up = state.indexes("failedIndexes")
+        failed = [pod for pod in failed if index_of(pod) in used_up]
     permanent = [pod for pod in failed if (ending(pod) or {})["exitCode"] < 128]
     return next(iter(permanent), failed[-1] if failed else None)
 
 
 def success_of(state: State) -> dict[str, Any]:
-    """Give the result of a Job that is complete: that of its first index."""
+    """Give the result of a Job that has succeeded: that of its first index."""
     done = [pod for pod in state.in_order() if (ending(pod) or {}).get("exitCode") == 0]
     for pod in sorted(done, key=index_of):
         return result_of(ending(pod) or {}) or {"status": "succeeded"}

@@ -156,7 +156,7 @@ class Follower:
 
     def _outcome(self) -> Outcome:
         state, found = self._state, self._state.finished()
-        if found and found["type"] == "Complete":
+        if found and (found["type"] == "Complete" or state.has_what_it_needs()):
             return Outcome(success_of(state))
         pod = decisive(state)
         if found is None:

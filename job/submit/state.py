@@ -59,6 +59,28 @@ class State:
         """Give the Job's last condition, Complete or Failed; None while it goes on."""
         return condition(self.job, "Complete") or condition(self.job, "Failed")
 
+    def succeeds(self) -> bool | None:
+        """Tell whether the Job succeeds, once it is decided, though some pods have yet to end."""
+        for kind in ("SuccessCriteriaMet", "Complete", "FailureTarget", "Failed"):
+            if condition(self.job, kind):
+                return kind in ("SuccessCriteriaMet", "Complete")
+        return None
+
+    def indexes(self, field: str) -> set[int]:
+        """Give the indexes that the Job's status names as `completedIndexes` or `failedIndexes`."""
+        return read_indexes(self.job.get("status", {}).get(field) or "")
+
+    def has_what_it_needs(self) -> bool:
+        """Tell whether the indexes that a rule of the successPolicy names have succeeded.
+
+        A Job whose other indexes have ended by then, one of them for good, counts as failed: to
+        Kubernetes its failed indexes come first.
+        """
+        rules = (self.job["spec"].get("successPolicy") or {}).get("rules") or []
+        done = self.indexes("completedIndexes")
+        wanted = [read_indexes(rule.get("succeededIndexes") or "") for rule in rules]
+        return any(indexes and indexes <= done for indexes in wanted)
+
     def in_order(self) -> list[Object]:
         """Give the pods, the oldest first."""
         return sorted(self.pods.values(), key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
@@ -70,6 +92,15 @@ class State:
             for uid, pod in self.pods.items()
             if uid not in self.gone and has_started(pod) and not ending(pod)
         ]
+
+
+def read_indexes(text: str) -> set[int]:
+    """Read indexes as Kubernetes writes them: `0,2-4`."""
+    found: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
 
 
 def condition(item: Object, kind: str) -> Object | None:

@@ -33,8 +33,8 @@ class Teller:
 
     def tell(self) -> None:
         """Log every change that has not been told."""
-        for number, pod in enumerate(self._state.in_order(), 1):
-            self._tell_pod(pod, number)
+        for pod in self._state.in_order():
+            self._tell_pod(pod)
         self._tell_trouble()
 
     def tell_end(self) -> None:
@@ -46,6 +46,10 @@ class Teller:
             log(f"Job {name} is complete", job=name)
         else:
             why = f"{found.get('reason', '')}, {found.get('message', '')}"
+            if self._state.has_what_it_needs():
+                why += (
+                    "; what its successPolicy asks for has succeeded before, and that counts here"
+                )
             log(f"Job {name} has failed: {why}", level=logging.WARNING, job=name)
 
     def once(self, level: int, message: str, *key: object, **fields: object) -> None:
@@ -62,7 +66,7 @@ class Teller:
         """Note that a log is read, so that its container's end can be told."""
         self._read.add((end.pod, end.count))
 
-    def _tell_pod(self, pod: Object, number: int) -> None:
+    def _tell_pod(self, pod: Object) -> None:
         uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
         count = container_state(pod)["restartCount"]
         gone = uid in self._state.gone
@@ -81,9 +85,26 @@ class Teller:
         # The end of a log explains the exit code: it comes first.
         read = (uid, count) in self._read or (uid, count) not in self._logs
         if read and (code := (ending(pod) or {}).get("exitCode")):
-            tries = self._state.job["spec"].get("backoffLimit", 6)
-            words = f"try {number} (backoffLimit {tries}): {failure_of(pod)}"
-            self.once(logging.WARNING, words, uid, count, "end", pod=name, exit_code=code)
+            self._tell_failure(pod, code)
+
+    def _tell_failure(self, pod: Object, code: int) -> None:
+        """Tell how a pod failed; of one that was deleted, not before it is clear what for."""
+        state, uid, name = self._state, pod["metadata"]["uid"], pod["metadata"]["name"]
+        spec, index = state.job["spec"], index_of(pod)
+        tries = [p["metadata"]["uid"] for p in state.in_order() if index_of(p) == index]
+        words = f"try {tries.index(uid) + 1}"
+        if spec.get("completionMode") == "Indexed":
+            words += f" of index {index}"
+        limit = "backoffLimitPerIndex" if "backoffLimitPerIndex" in spec else "backoffLimit"
+        words = f"{words} ({limit} {spec.get(limit, 6)}): {failure_of(pod)}"
+        level, succeeds = logging.WARNING, state.succeeds()
+        if "deletionTimestamp" in pod["metadata"]:
+            if succeeds is None and not state.deleted and uid == tries[-1]:
+                return  # the next pod of its index, or the Job's end, tells
+            if succeeds:
+                level, words = logging.INFO, f"pod {name} is stopped: the Job is done without it"
+        count = container_state(pod)["restartCount"]
+        self.once(level, words, uid, count, "end", pod=name, exit_code=code)
 
     def _tell_trouble(self) -> None:
         """Tell what keeps pods from starting; the first words of a kind say most."""

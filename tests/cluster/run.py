@@ -5,7 +5,6 @@ Exit code 1 when a scenario did not end as it should, or when anything was left 
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 import time
@@ -49,16 +48,14 @@ def play(lab: Lab, scenario: Scenario) -> Outcome:
 
 def play_all(scenarios: Sequence[Scenario]) -> list[Outcome]:
     """Start a cluster and run scenarios on it, one after the other."""
-    store = FOLDER / "store"
-    shutil.rmtree(store, ignore_errors=True)
-    store.mkdir()
-    try:
-        with fake_gcs_server(store) as gcs, cluster(FOLDER) as there:
+    with cluster(FOLDER) as there:
+        # Below the run's folder: a server that outlives a killed run is found by that name.
+        store = there.run / "store"
+        store.mkdir()
+        with fake_gcs_server(store) as gcs:
             import_images(there)
             lab = Lab(there, gcs, store)
             return [play(lab, scenario) for scenario in scenarios]
-    finally:
-        shutil.rmtree(store)
 
 
 def main() -> int:
