@@ -89,6 +89,14 @@ PARTS = (
         "chaos_publish.py",
     ),
     Part(
+        "Workers are lost",
+        "Two jobs fine-tune together; one of them, drawn by lot, gets SIGKILL at a random moment "
+        "of the fit. The other one ends by itself with exit code 138. Both are started again with "
+        "only the store left, go on from the chief's last state, and publish what two that nobody "
+        "disturbed have published, to the byte.",
+        "chaos_workers.py",
+    ),
+    Part(
         "The storage fails",
         "Whole jobs from bucket to bucket through a proxy that answers a share of the requests "
         "with faults: errors, resets before and after a request was carried out, stalls, truncated "

@@ -21,8 +21,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from job.storage import open_store
 
-# 20 epochs on the sample drawings take some seconds, in which a worker can be lost.
-EPOCHS = ("--epochs", "20", "--patience", "20", "--checkpoint-interval", "0.3")
+# On the sample drawings they take some seconds, in which a worker can be lost.
+EPOCHS = ("--epochs", "8", "--patience", "8", "--checkpoint-interval", "0.3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def pair(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_two_workers_have_the_losses_of_one(pair: Trained, inputs: Inputs, tmp_path: Path) -> None:
     """Step by step to 1e-4, and only the chief publishes; each image was embedded once."""
     one = train(1, inputs, tmp_path)
-    assert len(one.losses) > 500
+    assert len(one.losses) > 200
     assert pair.losses.keys() == one.losses.keys()
     worst = max(abs(pair.losses[step] - one.losses[step]) for step in one.losses)
     assert worst < 1e-4
