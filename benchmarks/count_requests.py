@@ -15,10 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from conftest import jpeg, write_colours
+from conftest import ROOT, jpeg, write_colours
 from fault_proxy import Faults, fault_proxy
 from gcs_server import fake_gcs_server, new_bucket
 
