@@ -121,14 +121,21 @@ def write_inputs(folder: Path) -> Inputs:
     data = write_colours(folder / "data", 60)
     for kind in PHOTOS:
         shutil.copytree(ROOT / "samples/clipart" / kind, data / kind)
-    # In a process of its own: this one forks nothing later on, but TensorFlow takes 500 MB.
-    program = "import pathlib, sys, modules; modules.write_pooling(pathlib.Path(sys.argv[1]))"
+    return Inputs(str(data), write_module("pooling", folder))
+
+
+def write_module(kind: str, folder: Path) -> Path:
+    """Write a module of `modules`, `pooling` or `conv`, into a new folder below; gives that.
+
+    In a process of its own: this one forks nothing later on, but TensorFlow takes 500 MB.
+    """
+    program = f"import pathlib, sys, modules; modules.write_{kind}(pathlib.Path(sys.argv[1]))"
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     subprocess.run(
-        [sys.executable, "-c", program, folder / "pooling"], check=True, capture_output=True,
+        [sys.executable, "-c", program, folder / kind], check=True, capture_output=True,
         env={**os.environ, "PYTHONPATH": path, "TF_USE_LEGACY_KERAS": "1"},
     )  # fmt: skip
-    return Inputs(str(data), folder / "pooling")
+    return folder / kind
 
 
 def upload(folder: Path, uri: str) -> str:

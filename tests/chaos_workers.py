@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from attempts import Attempt, Inputs
 from chaos_kill import version_digests
-from conftest import ROOT
 from team import team, write_trainable
 
 from job.storage import open_store
@@ -123,8 +122,7 @@ def main() -> int:
     rng = random.Random(options.seed)  # noqa: S311 - no secret
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        small = write_trainable(folder / "inputs", 1)
-        inputs = Inputs(str(ROOT / "samples/clipart"), small.backbone)
+        inputs = write_trainable(folder)
         (chief, _), codes = run_to_the_end(inputs, str(folder / "models"), folder / "usual")
         if codes != [0, 0]:
             raise RuntimeError(f"not even an undisturbed run ends well: {chief.last_words()}")

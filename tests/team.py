@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from attempts import Attempt, Inputs
-from conftest import ROOT, write_colours
+from attempts import Attempt, Inputs, write_module
+from conftest import ROOT
 from gcs_server import free_port
 
 OPTIONS = (
@@ -47,13 +44,6 @@ def team(
             worker.kill()
 
 
-def write_trainable(folder: Path, images: int) -> Inputs:
-    """Write squares of three colours, so many of each, and a small module to train."""
-    data = write_colours(folder / "data", images)
-    program = "import pathlib, sys, modules; modules.write_conv(pathlib.Path(sys.argv[1]))"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    subprocess.run(
-        [sys.executable, "-c", program, folder / "conv"], check=True, capture_output=True,
-        env={**os.environ, "PYTHONPATH": path, "TF_USE_LEGACY_KERAS": "1"},
-    )  # fmt: skip
-    return Inputs(str(data), folder / "conv")
+def write_trainable(folder: Path) -> Inputs:
+    """Give the sample drawings, and a small module that can be trained, written into a folder."""
+    return Inputs(str(ROOT / "samples/clipart"), write_module("conv", folder))

@@ -37,8 +37,7 @@ class Trained:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """The sample drawings, and a small convolutional module."""
-    small = write_trainable(tmp_path_factory.mktemp("inputs"), 1)
-    return Inputs(str(ROOT / "samples/clipart"), small.backbone)
+    return write_trainable(tmp_path_factory.mktemp("inputs"))
 
 
 def digest_of(models: str) -> str:

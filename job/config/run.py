@@ -82,7 +82,8 @@ class RunConfig(FitOptions):
         "Which of them this is, from 0; $JOB_COMPLETION_INDEX when it is not given.", low=0
     )
     workers_timeout: float = option(
-        "Seconds without a new embedding from the others after which job 0 does their share.",
+        "Seconds without a new embedding from the others after which job 0 does their share, and "
+        "that the workers of $TF_CONFIG wait for one another.",
         300.0, low=1,
     )  # fmt: skip
     deliver: str | None = option(
