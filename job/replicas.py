@@ -183,7 +183,8 @@ def join_workers(config: RunConfig) -> Iterator[Replicas]:
     """Bring the devices and processes together that train one model, before TensorFlow is used.
 
     Where the block ends well, it ends in all processes at once: Kubernetes never starts a worker
-    again that has succeeded, and a chief that is preempted while it publishes needs them all.
+    again that has succeeded, and a chief that is preempted while it publishes needs them all. Once
+    it has published it needs nobody.
 
     Raises UnavailableError when the others do not come within `--workers-timeout`, or are lost.
     """
@@ -191,7 +192,11 @@ def join_workers(config: RunConfig) -> Iterator[Replicas]:
         _join(find_cluster(), config.workers_timeout) if config.solver == "finetune" else SOLO
     )
     yield replicas
-    replicas.wait()
+    try:
+        replicas.wait()
+    except UnavailableError:
+        if not replicas.is_chief:
+            raise
 
 
 def _join(cluster: Cluster | None, timeout: float) -> Replicas:

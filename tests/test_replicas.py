@@ -145,6 +145,19 @@ def test_a_lost_worker_ends_the_other_and_the_next_job_goes_on(
     assert digest_of(str(tmp_path / "models")) == pair.digest
 
 
+def test_a_worker_that_is_lost_after_the_fit_costs_nothing(inputs: Inputs, tmp_path: Path) -> None:
+    """The chief publishes, and the worker that is started again finds nothing to do."""
+    models, options = str(tmp_path / "models"), ("--epochs", "1")
+    with team(2, inputs, models, tmp_path / "rooms", *options) as (chief, worker):
+        chief.wait_for("export")
+        worker.kill()
+        assert chief.wait() == 0, chief.last_words()
+        assert chief.result()["status"] == "published"
+    with team(2, inputs, models, tmp_path / "again", *options) as workers:
+        assert workers[1].wait() == 0, workers[1].last_words()
+        assert workers[1].result()["status"] == "unchanged"
+
+
 def test_workers_that_do_not_come_are_named(inputs: Inputs, tmp_path: Path) -> None:
     """The wait has an end, exit code 138, with the address that does not answer."""
     config, other = tf_configs(2)
