@@ -89,10 +89,13 @@ def served(base: Path, name: str) -> Iterator[int]:
     with ThreadingHTTPServer(("127.0.0.1", 0), serving_standin.Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        wait_available(f"http://127.0.0.1:{server.server_port}", name, newest(base), timeout=60)
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            wait_available(url, name, newest(base), timeout=60)
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def newest(base: Path) -> int:
