@@ -46,7 +46,7 @@ def find_cluster() -> Cluster | None:
     if not groups:
         return None
     if unknown := sorted(set(groups) - {CHIEF, WORKER}):
-        raise _refused(f"it has {', '.join(unknown)}")
+        raise _refused(f"it has {', '.join(unknown)}, expected {CHIEF} and {WORKER} alone")
     before = 0 if kind == CHIEF else len(groups.get(CHIEF, []))
     if not 0 <= index < len(groups.get(kind, [])):
         raise _refused(f"its task, {kind} {index}, is not in its cluster")

@@ -185,9 +185,9 @@ def _divided(objects: list[Object], overlay: str) -> Rendered:
     """Tell the Job, or the one that a CronJob would make, from the rest."""
     jobs = [item for item in objects if item["kind"] in ("Job", "CronJob")]
     if len(jobs) != 1:
-        names = [f"{item['kind']} {item['metadata']['name']}" for item in jobs]
+        names = ", ".join(f"{item['kind']} {item['metadata']['name']}" for item in jobs)
         raise ConfigError(
-            f"{overlay} has {len(jobs)} Jobs and CronJobs, expected one: {', '.join(names)}",
+            f"{overlay} has {len(jobs)} Jobs and CronJobs, expected one: {names or 'none is there'}",
             hint="give an overlay of k8s/, such as k8s/base",
         )
     (found,) = jobs
