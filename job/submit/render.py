@@ -187,7 +187,7 @@ def _divided(objects: list[Object], overlay: str) -> Rendered:
     if len(jobs) != 1:
         names = ", ".join(f"{item['kind']} {item['metadata']['name']}" for item in jobs)
         raise ConfigError(
-            f"{overlay} has {len(jobs)} Jobs and CronJobs, expected one: {names or 'none is there'}",
+            f"{overlay} has {len(jobs)} Jobs and CronJobs, expected one: {names or 'none'}",
             hint="give an overlay of k8s/, such as k8s/base",
         )
     (found,) = jobs
