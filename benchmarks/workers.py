@@ -14,14 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import tensorflow as tf
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from attempts import Attempt, Inputs
 from conftest import ROOT
-from team import team
+from team import losses_in, team
 
 from job.config import DEFAULT_BACKBONE
 from job.recipe import FinetuneOptions
@@ -32,18 +30,6 @@ DEFAULTS = (
     "--train-batch-size", str(OWN.train_batch_size), "--learning-rate", str(OWN.learning_rate),
     "--backbone-learning-rate", str(OWN.backbone_learning_rate),
 )  # fmt: skip
-
-
-def losses_in(folder: Path) -> dict[tuple[str, int], float]:
-    """Give the losses in nats, by side of the split and step, that summaries in a folder have."""
-    found: dict[tuple[str, int], float] = {}
-    for path in sorted(folder.rglob("events*")):
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            event = tf.compat.v1.Event.FromString(record)
-            for value in event.summary.value:
-                if value.tag == "loss":
-                    found[path.parent.name, event.step] = value.simple_value
-    return found
 
 
 def run(count: int, folder: Path, options: argparse.Namespace) -> tuple[dict, list[Attempt]]:

@@ -36,7 +36,7 @@ from job.stream import Decode, Skipped
 from job.trainable import Trainable, load_trainable
 from job.traits import TRAITS_VERSION
 from job.unknown import Threshold, check_rate
-from job.workers import find_place, share, trains_together, wait_for_others
+from job.workers import find_place, share, wait_for_others
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ def is_left_to_others(
     mine = share(index, worker, count)
     embedded = embed_images(config, source, mine, progress, "share")
     result.cache |= {"hits": embedded.hits, "misses": embedded.misses}
-    if worker > 0 and not trains_together(config):
+    if worker > 0 and source.replicas.count == 1:
         result.status = "embedded"
         return True
     others = index.without(example.name for example in mine.examples)

@@ -47,3 +47,17 @@ def team(
 def write_trainable(folder: Path) -> Inputs:
     """Give the sample drawings, and a small module that can be trained, written into a folder."""
     return Inputs(str(ROOT / "samples/clipart"), write_module("conv", folder))
+
+
+def losses_in(folder: Path) -> dict[tuple[str, int], float]:
+    """Give the losses in nats, by side of the split and step, that summaries in a folder have."""
+    import tensorflow as tf  # seconds, which those who only start jobs can do without
+
+    found: dict[tuple[str, int], float] = {}
+    for path in sorted(folder.rglob("events*")):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            for value in event.summary.value:
+                if value.tag == "loss":
+                    found[path.parent.name, event.step] = value.simple_value
+    return found

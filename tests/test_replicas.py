@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from attempts import NAME, Attempt, Inputs
 from conftest import ROOT
-from team import team, tf_configs, write_trainable
+from team import losses_in, team, tf_configs, write_trainable
 from tensorflow.core.protobuf import saved_model_pb2
 
 from job.storage import open_store
@@ -48,18 +48,6 @@ def digest_of(models: str) -> str:
     return str(files["frozen_graph.pb"]["sha256"])
 
 
-def losses_in(folder: Path) -> dict[int, float]:
-    """Give the training loss by step that the summaries in a folder have."""
-    found: dict[int, float] = {}
-    for path in folder.rglob("train/events*"):
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            event = tf.compat.v1.Event.FromString(record)
-            for value in event.summary.value:
-                if value.tag == "loss":
-                    found[event.step] = value.simple_value
-    return found
-
-
 def train(count: int, inputs: Inputs, folder: Path) -> Trained:
     """Run a job of so many workers to its end."""
     models = str(folder / "models")
@@ -67,7 +55,9 @@ def train(count: int, inputs: Inputs, folder: Path) -> Trained:
     with team(count, inputs, models, folder / "rooms", *options) as workers:
         codes = [worker.wait() for worker in workers]
         assert codes == [0] * count, [worker.last_words() for worker in workers]
-    return Trained(losses_in(folder / "summaries"), digest_of(models), workers)
+    losses = losses_in(folder / "summaries").items()
+    steps = {step: loss for (side, step), loss in losses if side == "train"}
+    return Trained(steps, digest_of(models), workers)
 
 
 @pytest.fixture(scope="module")
